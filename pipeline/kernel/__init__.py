@@ -1,0 +1,1 @@
+"""What touches the kernel: types from BTF, compiling and attaching (loader only), pins, rings, counters."""

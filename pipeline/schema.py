@@ -1,0 +1,251 @@
+"""Events as schemas/*.toml describe them: the one place that says what an event's fields are.
+
+From a `Schema` come the C struct that a BPF program fills (`c_header`), the numpy dtype that reads the
+same bytes (`Schema.dtype`), the record's keys (`Field.path`) and the JSON Schema (`json_schema`).
+
+A head's payload (chunk.py) is laid out as a C compiler would do it: common fields, the kind's own fields,
+one {of, have} pair per promise, and then room for the promises' data when all of it fits there.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline.chunk import PAYLOAD, STRIDE
+
+__all__ = [
+    "COMMON",
+    "KINDS",
+    "Field",
+    "Promise",
+    "Schema",
+    "SchemaError",
+    "Surface",
+    "by_name",
+    "by_number",
+    "families",
+    "load",
+]
+
+FOLDER: Final = Path(__file__).resolve().parent.parent / "schemas"
+KINDS: Final = 32
+"""Room for kinds in the kernel's books and in every array indexed by kind; numbers run from 1 to KINDS - 1."""
+
+# type name -> (C type, numpy type, JSON type)
+TYPES: Final = {
+    "u8": ("__u8", "u1", "integer"),
+    "bool": ("__u8", "u1", "boolean"),
+    "u16": ("__u16", "<u2", "integer"),
+    "i32": ("__s32", "<i4", "integer"),
+    "u32": ("__u32", "<u4", "integer"),
+    "u64": ("__u64", "<u8", "integer"),
+    "comm": ("char", "V16", "string"),
+}
+PROMISE_TYPES: Final = ("text", "bytes", "strings")
+
+
+class SchemaError(Exception):
+    """A schema file that cannot be used; the text names the file and what to mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """One way to get an event: where the kernel is tapped, by which hook, with which BPF program."""
+
+    name: str
+    hook: str = ""
+    program: str = ""
+    cost: str = ""
+    """Why it is off unless asked for; empty: it is on by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A fixed-size value in the head."""
+
+    name: str
+    type: str
+    meaning: str
+    path: tuple[str, ...]
+    """Where it stands in the record: ("process", "pid") is record["process"]["pid"]."""
+    nil: int | None = None
+    """The number that says "unknown"; such a value is nil in the record."""
+    unit: str = ""
+    ecs: str = ""
+    ocsf: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """A variable-size value. Its {of, have} pair is in the head, its data in the head or in later chunks."""
+
+    name: str
+    type: str
+    """text (one str), bytes, or strings (NUL-terminated, an array in the record)."""
+    cap: str
+    """The configuration key under `caps` that bounds it."""
+    meaning: str
+    empty: str = ""
+    """"nil": a promise of no bytes is nil in the record, not an empty text."""
+    redact: str = ""
+    """The redaction that it goes through: argv or environment; empty: none."""
+    ecs: str = ""
+    ocsf: str = ""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """One kind of event."""
+
+    name: str
+    summary: str
+    fields: tuple[Field, ...]
+    promises: tuple[Promise, ...] = ()
+    number: int = 0
+    version: int = 1
+    family: str = ""
+    surfaces: tuple[Surface, ...] = ()
+    ecs: str = ""
+    ocsf: str = ""
+    abstract: bool = field(default=False)
+
+    @property
+    def title(self) -> str:
+        """What a record says in `schema`: "exec/1"."""
+        return f"{self.name}/{self.version}"
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """The payload of this kind's head as numpy sees it in a chunk (chunk.HEADER rows can be viewed as this).
+
+        A promise NAME is a pair NAME_of, NAME_have (bytes; u32 each). `room` is what data the head itself holds.
+        The fields of chunk.HEADER are not repeated: a kind may have a field `flags` of its own.
+        """
+        names: list[str] = []
+        formats: list[np.dtype[Any]] = []
+        offsets: list[int] = []
+        at = STRIDE - PAYLOAD
+        for item in self.fields:
+            kind = np.dtype(TYPES[item.type][1])
+            align = 1 if item.type == "comm" else kind.itemsize
+            at += -at % align
+            names.append(item.name)
+            formats.append(kind)
+            offsets.append(at)
+            at += kind.itemsize
+        at += -at % 4
+        for promise in self.promises:
+            for part in ("of", "have"):
+                names.append(f"{promise.name}_{part}")
+                formats.append(np.dtype("<u4"))
+                offsets.append(at)
+                at += 4
+        if at > STRIDE:
+            raise SchemaError(
+                f"schemas/{self.name}.toml: the head is {at - STRIDE} bytes too long; "
+                "make a field smaller or turn it into a promise"
+            )
+        names.append("room")
+        formats.append(np.dtype((np.uint8, (STRIDE - at,))))
+        offsets.append(at)
+        return np.dtype(
+            {"names": names, "formats": formats, "offsets": offsets, "itemsize": STRIDE}
+        )
+
+    @property
+    def room(self) -> int:
+        """How many bytes of promise data fit into the head."""
+        return int(self.dtype["room"].itemsize)
+
+    def surface(self, name: str) -> Surface | None:
+        """The entry of this kind for a surface, or None."""
+        return next((s for s in self.surfaces if s.name == name), None)
+
+
+def load(folder: Path = FOLDER) -> dict[str, Schema]:
+    """Read every schema of a folder; name → Schema, in order of their numbers."""
+    raw: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.toml")):
+        try:
+            raw[path.stem] = tomllib.loads(path.read_text())
+        except tomllib.TOMLDecodeError as error:
+            raise SchemaError(f"{path}: {error}") from None
+    schemas = [_build(name, raw) for name in raw]
+    concrete = sorted((s for s in schemas if not s.abstract), key=lambda s: s.number)
+    numbers = [s.number for s in concrete]
+    if len(set(numbers)) != len(numbers) or any(not 0 < n < KINDS for n in numbers):
+        raise SchemaError(f"{folder}: kinds need numbers of their own from 1 to {KINDS - 1}, got {numbers}")
+    return {s.name: s for s in concrete}
+
+
+def _build(name: str, raw: dict[str, dict[str, Any]]) -> Schema:
+    table = raw[name]
+    try:
+        fields, promises = _inherited(table, raw)
+        for entry in table.get("fields", ()):
+            fields.append(_field(entry))
+        for entry in table.get("promises", ()):
+            if entry["type"] not in PROMISE_TYPES:
+                raise SchemaError(f"promise {entry['name']}: type is one of {', '.join(PROMISE_TYPES)}")
+            promises.append(Promise(**entry))
+        return Schema(
+            name=table["name"],
+            summary=table["summary"],
+            fields=tuple(fields),
+            promises=tuple(promises),
+            surfaces=tuple(Surface(**entry) for entry in table.get("surfaces", ())),
+            **{k: table[k] for k in ("number", "version", "family", "ecs", "ocsf", "abstract") if k in table},
+        )
+    except (KeyError, TypeError, SchemaError) as error:
+        raise SchemaError(f"schemas/{name}.toml: {error}") from None
+
+
+def _inherited(table: dict[str, Any], raw: dict[str, dict[str, Any]]) -> tuple[list[Field], list[Promise]]:
+    """What a schema takes over: from the one it extends (which has the common block), or the common block."""
+    if table.get("abstract"):
+        return [], []
+    parent = _build(table.get("extends", "common"), raw)
+    without = set(table.get("without", ()))
+    return (
+        [f for f in parent.fields if f.name not in without],
+        [p for p in parent.promises if p.name not in without],
+    )
+
+
+def _field(entry: dict[str, Any]) -> Field:
+    if entry["type"] not in TYPES:
+        raise SchemaError(f"field {entry['name']}: type is one of {', '.join(TYPES)}")
+    values = dict(entry)
+    values["path"] = tuple(values.pop("in", values["name"]).split("."))
+    return Field(**values)
+
+
+@cache
+def by_name() -> dict[str, Schema]:
+    """The project's own schemas by name."""
+    return load()
+
+
+@cache
+def by_number() -> dict[int, Schema]:
+    """The project's own schemas by the kind's number in a chunk."""
+    return {s.number: s for s in by_name().values()}
+
+
+@cache
+def families() -> dict[str, tuple[Schema, ...]]:
+    """Family (the end of a topic's name) → its kinds."""
+    found: dict[str, list[Schema]] = {}
+    for schema in by_name().values():
+        found.setdefault(schema.family, []).append(schema)
+    return {name: tuple(kinds) for name, kinds in found.items()}
+
+
+COMMON: Final = tuple(_build("common", {"common": tomllib.loads((FOLDER / "common.toml").read_text())}).fields)
+"""The fields that every kind's head begins with, at the same offsets."""

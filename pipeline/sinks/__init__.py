@@ -1,0 +1,1 @@
+"""Sinks: where encoded batches become safe."""

@@ -1,0 +1,1 @@
+"""Sources: where chunks and stored records come from."""

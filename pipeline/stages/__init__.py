@@ -1,0 +1,1 @@
+"""Stages: what turns batches into batches. stage.py has their contract, the rest one stage each."""
