@@ -167,6 +167,8 @@ class Records:
 
     keys: list[bytes]
     values: list[bytes]
+    times: list[int]
+    """Of each event, ms since the epoch: Kafka's timestamps, by which a topic is searched."""
 
 
 @dataclass(frozen=True, slots=True)
