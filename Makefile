@@ -1,0 +1,56 @@
+# Every target does its own set-up: the first call installs, later ones only look.
+SHELL := /bin/bash
+MAKEFLAGS += --no-print-directory
+
+python := .venv/bin/python
+setup := config/setup.sh
+
+.PHONY: help setup run test lint bench bench-long kafka kafka-stop clean
+
+help:
+	@sed -n 's/^#> //p' Makefile
+
+#> make setup        install what is missing; the command is then .venv/bin/promissory
+setup:
+	@$(setup)
+	@if [ -s .setup/no-kafka ]; then sed 's/^Kafka: //; s/^/no Kafka here: /' .setup/no-kafka; fi
+	@echo "ready: .venv/bin/promissory"
+
+#> make run          show live events while Kafka takes them   [DURATION=seconds] [ARGS='...']
+run:
+	@config/run.sh $(if $(DURATION),--duration $(DURATION)) $(ARGS)
+
+#> make test         every check and every test                [ARGS='...' for pytest]
+test: lint
+	@.venv/bin/pytest $(ARGS)
+
+#> make lint         the checks alone
+lint:
+	@$(setup)
+	@.venv/bin/ruff check --quiet
+	@.venv/bin/flake8 pipeline tests config
+	@.venv/bin/mypy
+
+#> make bench        measure; bench-long takes over ten minutes more
+bench:
+	@$(setup)
+	@$(python) -m tests.bench $(ARGS)
+
+bench-long:
+	@$(setup)
+	@$(python) -m tests.bench --long $(ARGS)
+
+#> make kafka        start Apache Kafka on the loopback; prints HOST:PORT
+kafka:
+	@$(setup)
+	@$(python) config/kafka/broker.py start
+
+#> make kafka-stop   stop it; its data stays in .kafka
+kafka-stop:
+	@/usr/bin/python3 config/kafka/broker.py stop
+
+#> make clean        remove what can be made again; Kafka's data stays
+clean:
+	@if [ -e .kafka/pid ]; then /usr/bin/python3 config/kafka/broker.py stop; fi
+	@rm -rf .venv .setup .kafka/jars-* dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
