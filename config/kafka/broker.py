@@ -59,6 +59,9 @@ PROPERTIES: Final = {
     "transaction.state.log.num.partitions": "4",
     "share.coordinator.state.topic.num.partitions": "4",
     "group.initial.rebalance.delay.ms": "0",
+    # After a crash a broker may only come back when its old session is over: 9 s unless told.
+    "broker.session.timeout.ms": "3000",
+    "broker.heartbeat.interval.ms": "500",
 }
 JVM: Final = ("-Xms256m", "-Xmx768m", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-Djava.awt.headless=true")
 
@@ -163,6 +166,12 @@ def choose_port(wanted: int | None = None) -> int:
             return port
 
 
+def last_error(text: str) -> str | None:
+    """The line of a Java log that says most."""
+    lines = [line for line in text.splitlines() if re.match(r"\S.*(ERROR|FATAL|Exception|Error:)", line)]
+    return lines[-1] if lines else None
+
+
 # ---- one broker
 
 
@@ -245,6 +254,8 @@ class Broker:
                 start_new_session=True,  # the Ctrl-C of whoever started it is not meant for it
             )
         (self.folder / "pid").write_text(f"{self.child.pid}\n")
+        while self.pid is None and self.child.poll() is None:
+            time.sleep(0.001)  # a process has no command line yet in the first moment of its exec
 
     def _saved_ports(self) -> tuple[int, int] | None:
         try:
@@ -282,8 +293,8 @@ class Broker:
         tool += ["-t", cluster, "-c", str(self.settings)]
         done = subprocess.run(tool, cwd=self.folder, capture_output=True, text=True, check=False)
         if done.returncode:
-            said = (done.stderr or done.stdout).strip().splitlines() or ["it does not say why"]
-            raise BrokerError(f"Kafka could not prepare {self.folder}: {said[-1]}")
+            why = last_error(done.stderr + done.stdout) or "it does not say why"
+            raise BrokerError(f"Kafka could not prepare {self.folder}: {why}")
         (self.folder / "cluster").write_text(cluster)
 
     def _wait(self) -> None:
@@ -297,7 +308,7 @@ class Broker:
         )
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            if (self.child and self.child.poll() is not None) or self.pid is None:
+            if self.pid is None:
                 self._forget()
                 raise BrokerError(f"Kafka ended as it started: {self._last_words()}")
             with contextlib.suppress(KafkaException):
@@ -309,9 +320,9 @@ class Broker:
     def _last_words(self) -> str:
         for log in (self.log, self.folder / "output.log"):
             with contextlib.suppress(OSError):
-                said = re.findall(r".*(?:ERROR|FATAL|Exception|Error:).*", log.read_text(errors="replace"))
-                if said:
-                    return f"{said[-1].strip()} ({log})"
+                why = last_error(log.read_text(errors="replace"))
+                if why:
+                    return f"{why} ({log})"
         return f"see {self.log}"
 
     def _open(self) -> int | None:
