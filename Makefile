@@ -1,6 +1,5 @@
 # Every target does its own set-up: the first call installs, later ones only look.
 SHELL := /bin/bash
-MAKEFLAGS += --no-print-directory
 
 python := .venv/bin/python
 setup := config/setup.sh
