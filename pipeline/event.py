@@ -224,7 +224,7 @@ def settle(schema: Schema, head: Array, size: int, hole: Hole | None) -> dict[st
         elif int(head["faults"]) >> bit & 1 or (have < sent and int(head["flags"]) & CUT):
             state = "fault"
         elif have < sent or sent < of:
-            state = "capped" if of != UNKNOWN and (sent < of or int(head["flags"]) & CAPPED) else "lost"
+            state = "capped" if sent < of or int(head["flags"]) & CAPPED else "lost"
         true = None if of == UNKNOWN else of
         found[promise.name] = (start, Settled(state, have, true, spans, tuple(parts)))
         start = end

@@ -1,0 +1,104 @@
+// The chunk writer: the one place where chunks are made. docs/wire-format.md specifies the bytes.
+//
+// A chunk takes its sequence number before it tries to reserve space and its time after it (I1). So every
+// chunk that found no space is a gap in the numbers, and for each ring, always:
+//     producer position / 256 + drops = sequence - start
+// Numbers, drops and the counts of events live in `books`, one row per ring, mapped by the pipeline.
+//
+// Scratch memory belongs to one program on one CPU: the kernel never runs a program again on a CPU where it is
+// already running (it counts such a run as a recursion miss, and we book it).
+
+struct kind_books {
+    u64 attempted;      // events that a hook saw, those filtered included
+    u64 lost_full;      // their head found no space in the ring
+    u64 lost_call;      // a tail call before the head fell through
+    u64 filtered_self;  // caused by the pipeline itself (I8)
+    u64 filtered_test;  // caused by the loader's self-test
+    u64 filtered_uid;
+    u64 filtered_cgroup;
+    u64 filtered_kind;  // not among the events asked for
+};
+
+struct books {
+    u64 sequence;       // chunk attempts, from `start` on
+    u64 start;          // microseconds since boot when the ring was made
+    u64 drops;          // attempts that found no space, or no ring
+    u64 no_ring;        // of those: no ring for this CPU
+    u64 hidden;         // ids given to execs that a filter hid
+    u64 identity_full;  // processes that found no place in `identities`
+    u64 cut_calls;      // events cut short because a tail call fell through
+    u64 spare;
+    struct kind_books kinds[KINDS];
+};
+
+// What can change while programs stay attached. One row, written by the loader.
+struct settings {
+    u64 kinds;          // bit n: events of kind n are asked for
+    u32 environment;    // 0: the environment is not read
+    u32 by_uid;         // 1: only uids in `uids`
+    u32 by_cgroup;      // 1: only cgroups in `cgroups`
+    u32 cgroup_known;   // 0: version-1 hierarchies, the id that the kernel gives means nothing
+    u32 cap_path, cap_argv, cap_environment;
+    u32 spare;
+};
+
+BPF_RINGBUF_OUTPUT(ring_model, 1);
+BPF_ARRAY_OF_MAPS(rings, "ring_model", RINGS);
+BPF_F_TABLE("array", u32, struct books, books, RINGS, 1U << 10 /* BPF_F_MMAPABLE */);
+BPF_ARRAY(settings, struct settings, 1);
+BPF_PROG_ARRAY(calls, 8);
+
+#define CALL_EXEC_WALK 0
+#define CALL_EXEC_EMIT 1
+#define CALL_EXEC_STREAM 2
+#define CALL_FAILED_STRINGS 3
+#define CALL_FAILED_WALK 4
+#define CALL_FAILED_EMIT 5
+#define CALL_FAILED_STREAM 6
+
+#define CUT 1
+#define CAPPED 2
+#define EVENT_ID(ring, sequence) ((u64)(ring) << 52 | (sequence))
+
+#define count(counter) __sync_fetch_and_add(&(counter), 1)
+
+// Room for one chunk, numbered and timed. NULL: no space; the number is used up and the drop counted.
+static __always_inline struct chunk *chunk_reserve(struct books *book, u32 ring, u64 *sequence)
+{
+    *sequence = __sync_fetch_and_add(&book->sequence, 1);
+    void *space = rings.lookup(&ring);
+    if (!space) {
+        count(book->no_ring);
+        count(book->drops);
+        return 0;
+    }
+    struct chunk *chunk = bpf_ringbuf_reserve(space, sizeof(struct chunk), 0);
+    if (!chunk) {
+        count(book->drops);
+        return 0;
+    }
+    chunk->sequence = *sequence;
+    chunk->time = bpf_ktime_get_boot_ns();
+    return chunk;
+}
+
+// Room for the head of an event without data beyond it. NULL: the event is lost, and booked.
+static __always_inline struct chunk *head_reserve(struct books *book, struct kind_books *kind, u32 ring, u16 number)
+{
+    u64 sequence;
+    struct chunk *chunk = chunk_reserve(book, ring, &sequence);
+    if (!chunk) {
+        count(kind->lost_full);
+        return 0;
+    }
+    chunk->id = EVENT_ID(ring, sequence);
+    chunk->part = 0;
+    chunk->parts = 1;
+    chunk->kind = number;
+    chunk->size = 0;
+    chunk->flags = 0;
+    chunk->faults = 0;
+    return chunk;
+}
+
+#define chunk_submit(chunk) bpf_ringbuf_submit(chunk, 0)

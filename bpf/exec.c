@@ -1,0 +1,166 @@
+// exec: sched_process_exec comes after the point of no return, with the new program's memory in place. Four programs:
+// the hook fills the head and reads the names; `walk` the paths; `emit` sends the head; `stream` sends the data.
+
+#define EXEC_BUFFER (MIDDLE + 2 * STRING_ROOM + 2 * PAYLOAD + NAME_ROOM)
+
+struct exec_scratch {
+    struct walk walk;
+    struct stream stream;
+    u64 flags; // of the identity
+    u32 stage;
+    u32 back;
+    u32 faults;
+    struct payload_exec head;
+    char buffer[EXEC_BUFFER];
+};
+
+BPF_ARRAY(exec_scratches, struct exec_scratch, RINGS);
+
+PROGRAM(on_exec)
+{
+    u32 ring = bpf_get_smp_processor_id(), zero = 0;
+    struct books *book = books.lookup(&ring);
+    struct settings *set = settings.lookup(&zero);
+    struct exec_scratch *s = exec_scratches.lookup(&ring);
+    if (!book || !set || !s)
+        return 0;
+    struct kind_books *kind = &book->kinds[KIND_exec];
+    count(kind->attempted);
+
+    void *task = (void *)ctx->args[0], *bprm = (void *)ctx->args[2];
+    void *leader = leader_of(task);
+    struct identity_key key;
+    key_of(&key, leader);
+    struct identity *self = identities.lookup(&key);
+    u64 flags = self ? self->flags : 0;
+    if (!wanted(set, kind, KIND_exec, flags)) {
+        u64 hidden = __sync_fetch_and_add(&book->hidden, 1);
+        remember(book, &key, HIDDEN | EVENT_ID(ring, hidden), flags);
+        return 0;
+    }
+
+    fill_common((struct payload_common *)&s->head, set, task, leader, self);
+    fill_exec(&s->head, task);
+    s->head.argc = READ(linux_binprm, argc, bprm);
+    s->head.envc = READ(linux_binprm, envc, bprm);
+    s->flags = flags;
+    s->faults = 0;
+    s->back = MIDDLE;
+
+    u64 name = READ(linux_binprm, filename, bprm), interpreter = READ(linux_binprm, interp, bprm);
+    int fault = 0;
+    s->head.path.of = s->head.path.have =
+        append_string(s->buffer, &s->back, MIDDLE + STRING_ROOM, (void *)name, 0, &fault);
+    s->head.interpreter.of = s->head.interpreter.have = 0;
+    if (interpreter != name)
+        s->head.interpreter.of = s->head.interpreter.have =
+            append_string(s->buffer, &s->back, MIDDLE + STRING_ROOM, (void *)interpreter, 0, &fault);
+
+    s->stage = WALK_CWD;
+    walk_begin(&s->walk, AT(fs_struct, pwd, READ(task_struct, fs, task)), MIDDLE);
+    calls.call(ctx, CALL_EXEC_WALK);
+    count(kind->lost_call);
+    return 0;
+}
+
+PROGRAM(exec_walk)
+{
+    u32 ring = bpf_get_smp_processor_id(), zero = 0;
+    struct books *book = books.lookup(&ring);
+    struct settings *set = settings.lookup(&zero);
+    struct exec_scratch *s = exec_scratches.lookup(&ring);
+    if (!book || !set || !s)
+        return 0;
+    void *file = (void *)READ(mm_struct, exe_file, READ(task_struct, mm, ctx->args[0]));
+    if (walk_paths(&s->walk, &s->stage, s->buffer, &s->head, set->cap_path, file))
+        calls.call(ctx, CALL_EXEC_EMIT);
+    else
+        calls.call(ctx, CALL_EXEC_WALK);
+    count(book->kinds[KIND_exec].lost_call);
+    return 0;
+}
+
+// Fill the last chunk of scratch memory up with the first of the arguments, so that the rest can be sent from where it is.
+static __always_inline void join_arguments(struct exec_scratch *s, struct stream *stream)
+{
+    u64 back = bound(s->back, MIDDLE + 2 * STRING_ROOM);
+    u64 rest = PAYLOAD - stream->local_left % PAYLOAD;
+    u64 more = bound(smaller(rest, stream->user_left), PAYLOAD);
+    if (bpf_probe_read_user(s->buffer + back, more, (void *)stream->user)) {
+        s->faults |= 1 << PROMISE_exec_argv | 1 << PROMISE_exec_environment;
+        stream->user_left = stream->next_left = 0;
+        return;
+    }
+    stream->user += more;
+    stream->user_left -= more;
+    stream->local_left += more;
+    if (more < rest && stream->next_left) {
+        u64 extra = bound(smaller(rest - more, stream->next_left), PAYLOAD);
+        back = bound(back + more, MIDDLE + 2 * STRING_ROOM + PAYLOAD);
+        bpf_probe_read_user(s->buffer + back, extra, (void *)stream->next);
+        stream->user = stream->next + extra;
+        stream->user_left = stream->next_left - extra;
+        stream->next_left = 0;
+        stream->local_left += extra;
+    }
+}
+
+PROGRAM(exec_emit)
+{
+    u32 ring = bpf_get_smp_processor_id(), zero = 0;
+    struct books *book = books.lookup(&ring);
+    struct settings *set = settings.lookup(&zero);
+    struct exec_scratch *s = exec_scratches.lookup(&ring);
+    if (!book || !set || !s)
+        return 0;
+    struct kind_books *kind = &book->kinds[KIND_exec];
+    struct stream *stream = &s->stream;
+    struct payload_exec *head = &s->head;
+    u64 mm = READ(task_struct, mm, ctx->args[0]);
+    u64 arguments = READ(mm_struct, arg_start, mm), environment = READ(mm_struct, env_start, mm);
+
+    head->argv.of = READ(mm_struct, arg_end, mm) - arguments;
+    head->argv.have = smaller(head->argv.of, set->cap_argv);
+    head->environment.of = set->environment ? READ(mm_struct, env_end, mm) - environment : 0;
+    head->environment.have = smaller(head->environment.of, set->cap_environment);
+
+    stream->user = arguments;
+    stream->user_left = head->argv.have;
+    stream->next = environment;
+    stream->next_left = head->environment.have;
+    if (environment == arguments + head->argv.have) { // one range, as the kernel lays them out
+        stream->user_left += stream->next_left;
+        stream->next_left = 0;
+    }
+    stream->at = s->walk.at;
+    stream->local_left = s->back - s->walk.at;
+    join_arguments(s, stream);
+    if (s->faults)
+        head->argv.have = head->environment.have = 0;
+    stream->kind = KIND_exec;
+    int sent = head_send(stream, book, kind, ring, head, s->buffer, ROOM_exec, s->faults);
+    struct identity_key key = {.start = head->start / TICK, .pid = head->pid};
+    remember(book, &key, stream->id, s->flags);
+    if (sent != HEAD_AND_MORE)
+        return 0;
+    calls.call(ctx, CALL_EXEC_STREAM);
+    count(book->cut_calls);
+    stream_cut(stream, book, ring, CAPPED);
+    return 0;
+}
+
+PROGRAM(exec_stream)
+{
+    u32 ring = bpf_get_smp_processor_id();
+    struct books *book = books.lookup(&ring);
+    struct exec_scratch *s = exec_scratches.lookup(&ring);
+    if (!book || !s)
+        return 0;
+    for (int i = 0; i < STREAM_STEPS; i++)
+        if (stream_step(&s->stream, s->buffer, EXEC_BUFFER, book, ring))
+            return 0;
+    calls.call(ctx, CALL_EXEC_STREAM);
+    count(book->cut_calls);
+    stream_cut(&s->stream, book, ring, CAPPED);
+    return 0;
+}

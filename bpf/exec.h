@@ -1,0 +1,84 @@
+// What exec and exec_failed have in common: the head's fields, and the scratch memory.
+
+#define STRING_ROOM 4096
+
+// Fields of the head that come from the task and its executable.
+static __always_inline void fill_exec(struct payload_exec *head, void *task)
+{
+    void *cred = (void *)READ(task_struct, cred, task);
+    void *file = (void *)READ(mm_struct, exe_file, READ(task_struct, mm, task));
+    void *fs = (void *)READ(task_struct, fs, task);
+    void *proxy = (void *)READ(task_struct, nsproxy, task);
+    void *pid = (void *)READ(task_struct, thread_pid, task);
+
+    u64 inode = READ(file, f_inode, file);
+    u64 super = READ(inode, i_sb, inode);
+    u32 dev = READ(super_block, s_dev, super), major = dev >> 20, minor = dev & 0xfffff;
+    head->inode = READ(inode, i_ino, inode);
+    head->device = (minor & 0xff) | major << 8 | (minor & ~0xff) << 12; // as stat(2) shows it
+
+    head->euid = READ(cred, euid, cred);
+    head->egid = READ(cred, egid, cred);
+    head->loginuid = READ_IF(task_struct, loginuid, task, 0xffffffff);
+    head->session = READ_IF(task_struct, sessionid, task, 0xffffffff);
+
+    head->cgroup_ns = READ(cgroup_namespace, ns__inum, READ(nsproxy, cgroup_ns, proxy));
+    head->ipc_ns = READ(ipc_namespace, ns__inum, READ(nsproxy, ipc_ns, proxy));
+    head->mnt_ns = READ(mnt_namespace, ns__inum, READ(nsproxy, mnt_ns, proxy));
+    head->net_ns = READ(net, ns__inum, READ(nsproxy, net_ns, proxy));
+    head->time_ns = READ(time_namespace, ns__inum, READ(nsproxy, time_ns, proxy));
+    head->uts_ns = READ(uts_namespace, ns__inum, READ(nsproxy, uts_ns, proxy));
+    head->user_ns = READ(user_namespace, ns__inum, READ(cred, user_ns, cred));
+    u32 level = READ(pid, level, pid);
+    u64 pid_ns = READ(upid, ns, AT(pid, numbers, pid) + (level & 31) * SIZE_upid);
+    head->pid_ns = READ(pid_namespace, ns__inum, pid_ns);
+
+    u64 dentry = READ(path, dentry, AT(file, f_path, file));
+    u64 vfsmount = READ(path, mnt, AT(file, f_path, file));
+    int no_place = nameless(dentry, vfsmount);
+    head->memfd = no_place && READ(vfsmount, mnt_flags, vfsmount) & MNT_INTERNAL &&
+                  READ(super_block, s_magic, super) == TMPFS_MAGIC;
+    head->deleted = !no_place && !READ(dentry, d_hash__pprev, dentry) && READ(dentry, d_parent, dentry) != dentry;
+    head->chrooted = below_root(AT(fs_struct, root, fs));
+}
+
+// A string at the end of what was read on: its bytes stay, the NUL goes. `limit` is the buffer's last place for one.
+static __always_inline u32 append_string(char *buffer, u32 *back, u32 limit, const void *string, int user, int *fault)
+{
+    u64 at = bound(*back, limit);
+    int n = user ? bpf_probe_read_user_str(buffer + at, STRING_ROOM, string)
+                 : bpf_probe_read_kernel_str(buffer + at, STRING_ROOM, string);
+    *fault = n < 0;
+    if (n <= 1 || n > STRING_ROOM)
+        return 0;
+    *back = at + n - 1;
+    return n - 1;
+}
+
+// The two walks, working directory first: it stands behind the executable. 1: both are done.
+#define WALK_CWD 0
+#define WALK_EXECUTABLE 1
+#define WALK_DONE 2
+
+static __always_inline int walk_paths(struct walk *walk, u32 *stage, char *buffer, struct payload_exec *head,
+                                      u32 cap, void *file)
+{
+    for (int i = 0; i < WALK_STEPS; i++) {
+        u32 floor = walk->end - smaller(cap, PATH_ROOM);
+        if (walk_step(walk, buffer, floor))
+            continue;
+        walk_end(walk, buffer);
+        u32 have = walk->end - walk->at;
+        if (*stage == WALK_EXECUTABLE) {
+            head->executable.of = walk->of;
+            head->executable.have = have;
+            *stage = WALK_DONE;
+            return 1;
+        }
+        head->cwd.of = walk->of;
+        head->cwd.have = have;
+        *stage = WALK_EXECUTABLE;
+        walk_begin(walk, AT(file, f_path, file), walk->at);
+    }
+    return 0;
+}

@@ -1,0 +1,253 @@
+// exec_failed: an execve or execveat that returned an error, seen at the end of the system call; there the arguments can be
+// read once more from where the caller has them. It runs for every system call, so the way out comes first.
+//
+// Strings lie scattered in the caller's memory: they are gathered in scratch memory, argv then environment.
+
+#define NR_execve 59
+#define NR_execveat 322
+#define NR_execve_32 11
+#define NR_execveat_32 358
+#define TS_COMPAT 2
+#define ERESTARTSYS 512
+#define ERESTART_RESTARTBLOCK 516
+
+#define STRINGS_STEPS 400     // strings per program; a tail call goes on
+#define STRINGS_CALLS 18      // of the kernel's 33 tail calls; the rest are for paths and the stream
+#define ARGUMENT_ROOM 131072  // Linux's own limit for one string
+#define FAILED_BUFFER (MIDDLE + STRING_ROOM + ARGUMENTS + ARGUMENT_ROOM + PAYLOAD)
+#define FAILED_LIMIT (MIDDLE + STRING_ROOM + ARGUMENTS)
+
+struct failed_scratch {
+    struct walk walk;
+    struct stream stream;
+    u64 pointers[2]; // argv, envp: where the next pointer stands
+    u32 counts[2];
+    u32 width;       // of a pointer
+    u32 which;       // 0: argv, 1: environment, 2: both done
+    u32 rounds;
+    u32 stage;
+    u32 back;
+    u32 faults;
+    struct payload_exec_failed head;
+    char buffer[FAILED_BUFFER];
+};
+
+BPF_ARRAY(failed_scratches, struct failed_scratch, RINGS);
+
+// The three pointers of the call, by its number. 0: not an exec.
+static __always_inline int exec_arguments(struct failed_scratch *s, void *task, void *regs, u64 *path)
+{
+    u64 number = READ(pt_regs, orig_ax, regs);
+    if (READ(task_struct, thread_info__status, task) & TS_COMPAT) {
+        s->width = 4;
+        if (number == NR_execve_32) {
+            *path = (u32)READ(pt_regs, bx, regs);
+            s->pointers[0] = (u32)READ(pt_regs, cx, regs);
+            s->pointers[1] = (u32)READ(pt_regs, dx, regs);
+            return 1;
+        }
+        *path = (u32)READ(pt_regs, cx, regs);
+        s->pointers[0] = (u32)READ(pt_regs, dx, regs);
+        s->pointers[1] = (u32)READ(pt_regs, si, regs);
+        return number == NR_execveat_32;
+    }
+    s->width = 8;
+    if (number == NR_execve) {
+        *path = READ(pt_regs, di, regs);
+        s->pointers[0] = READ(pt_regs, si, regs);
+        s->pointers[1] = READ(pt_regs, dx, regs);
+        return 1;
+    }
+    *path = READ(pt_regs, si, regs);
+    s->pointers[0] = READ(pt_regs, dx, regs);
+    s->pointers[1] = READ(pt_regs, r10, regs);
+    return number == NR_execveat;
+}
+
+static __always_inline int is_exec(u64 number)
+{
+    return number == NR_execve || number == NR_execveat || number == NR_execve_32 || number == NR_execveat_32;
+}
+
+PROGRAM(on_sys_exit)
+{
+    long result = ctx->args[1];
+    if (result >= 0 || result < -4095 || (result <= -ERESTARTSYS && result >= -ERESTART_RESTARTBLOCK))
+        return 0;
+    void *regs = (void *)ctx->args[0];
+    if (!is_exec(READ(pt_regs, orig_ax, regs)))
+        return 0;
+
+    u32 ring = bpf_get_smp_processor_id(), zero = 0;
+    struct books *book = books.lookup(&ring);
+    struct settings *set = settings.lookup(&zero);
+    struct failed_scratch *s = failed_scratches.lookup(&ring);
+    if (!book || !set || !s)
+        return 0;
+    void *task = (void *)bpf_get_current_task();
+    u64 path = 0;
+    if (!exec_arguments(s, task, regs, &path))
+        return 0;
+    struct kind_books *kind = &book->kinds[KIND_exec_failed];
+    count(kind->attempted);
+    void *leader = leader_of(task);
+    struct identity_key key;
+    key_of(&key, leader);
+    struct identity *self = identities.lookup(&key);
+    if (!wanted(set, kind, KIND_exec_failed, self ? self->flags : 0))
+        return 0;
+
+    struct payload_exec *head = (struct payload_exec *)&s->head;
+    fill_common((struct payload_common *)head, set, task, leader, self);
+    fill_exec(head, task);
+    s->head.errno = -result;
+    s->back = MIDDLE;
+    int fault = 0;
+    head->path.of = head->path.have = append_string(s->buffer, &s->back, MIDDLE, (void *)path, 1, &fault);
+    s->faults = fault ? 1 << PROMISE_exec_path : 0;
+    if (fault)
+        head->path.of = UNKNOWN;
+    head->interpreter.of = head->interpreter.have = 0;
+    head->argv.of = head->argv.have = head->environment.of = head->environment.have = 0;
+    s->counts[0] = s->counts[1] = 0;
+    s->which = s->rounds = 0;
+
+    s->stage = WALK_CWD;
+    walk_begin(&s->walk, AT(fs_struct, pwd, READ(task_struct, fs, task)), MIDDLE);
+    calls.call(ctx, CALL_FAILED_WALK);
+    count(kind->lost_call);
+    return 0;
+}
+
+PROGRAM(failed_walk)
+{
+    u32 ring = bpf_get_smp_processor_id(), zero = 0;
+    struct books *book = books.lookup(&ring);
+    struct settings *set = settings.lookup(&zero);
+    struct failed_scratch *s = failed_scratches.lookup(&ring);
+    if (!book || !set || !s)
+        return 0;
+    void *file = (void *)READ(mm_struct, exe_file, READ(task_struct, mm, bpf_get_current_task()));
+    struct payload_exec *head = (struct payload_exec *)&s->head;
+    if (walk_paths(&s->walk, &s->stage, s->buffer, head, set->cap_path, file))
+        calls.call(ctx, CALL_FAILED_STRINGS);
+    else
+        calls.call(ctx, CALL_FAILED_WALK);
+    count(book->kinds[KIND_exec_failed].lost_call);
+    return 0;
+}
+
+// What was read of a list so far is all that can be had.
+static __always_inline void strings_fault(struct failed_scratch *s, struct promise *promise)
+{
+    s->faults |= 1 << (s->which ? PROMISE_exec_environment : PROMISE_exec_argv);
+    promise->of = UNKNOWN;
+    s->counts[s->which & 1] = UNKNOWN;
+    s->which++;
+}
+
+// Take the next string of a list. Beyond its cap a string is read to be counted, not kept.
+static __always_inline void strings_step(struct failed_scratch *s, struct promise *promise, u32 cap)
+{
+    u64 pointer = 0, list = s->pointers[s->which & 1];
+    int width = s->width;
+    if (!list) {
+        s->which++;
+        return;
+    }
+    if (bpf_probe_read_user(&pointer, width == 4 ? 4 : 8, (void *)list)) {
+        strings_fault(s, promise);
+        return;
+    }
+    if (!pointer) {
+        s->which++;
+        return;
+    }
+    u64 at = bound(s->back, FAILED_LIMIT);
+    int n = bpf_probe_read_user_str(s->buffer + at, ARGUMENT_ROOM, (void *)pointer);
+    if (n < 0) {
+        strings_fault(s, promise);
+        return;
+    }
+    if (n == 0) { // an empty string, as kernels before 6.13 or so count it
+        s->buffer[at] = 0;
+        n = 1;
+    }
+    if (promise->of == promise->have) {
+        u32 fits = smaller(n, cap - promise->have);
+        promise->have += fits;
+        s->back = at + fits;
+    }
+    promise->of += n;
+    s->counts[s->which & 1]++;
+    s->pointers[s->which & 1] = list + width;
+}
+
+PROGRAM(failed_strings)
+{
+    u32 ring = bpf_get_smp_processor_id(), zero = 0;
+    struct books *book = books.lookup(&ring);
+    struct settings *set = settings.lookup(&zero);
+    struct failed_scratch *s = failed_scratches.lookup(&ring);
+    if (!book || !set || !s)
+        return 0;
+    for (int i = 0; i < STRINGS_STEPS; i++) {
+        if (s->which == 0)
+            strings_step(s, &s->head.argv, set->cap_argv);
+        else if (s->which == 1 && set->environment)
+            strings_step(s, &s->head.environment, set->cap_environment);
+        else
+            calls.call(ctx, CALL_FAILED_EMIT);
+    }
+    if (s->rounds++ < STRINGS_CALLS) {
+        calls.call(ctx, CALL_FAILED_STRINGS);
+    } else { // capped: how much there would have been is not known
+        count(book->cut_calls);
+        if (s->which == 0)
+            s->head.argv.of = s->counts[0] = UNKNOWN;
+        s->head.environment.of = s->counts[1] = UNKNOWN;
+        calls.call(ctx, CALL_FAILED_EMIT);
+    }
+    count(book->kinds[KIND_exec_failed].lost_call);
+    return 0;
+}
+
+PROGRAM(failed_emit)
+{
+    u32 ring = bpf_get_smp_processor_id();
+    struct books *book = books.lookup(&ring);
+    struct failed_scratch *s = failed_scratches.lookup(&ring);
+    if (!book || !s)
+        return 0;
+    struct stream *stream = &s->stream;
+    s->head.argc = s->counts[0];
+    s->head.envc = s->counts[1];
+    stream->at = s->walk.at;
+    stream->local_left = s->back - s->walk.at;
+    stream->user_left = stream->next_left = 0;
+    stream->kind = KIND_exec_failed;
+    int sent = head_send(stream, book, &book->kinds[KIND_exec_failed], ring, &s->head, s->buffer, ROOM_exec_failed,
+                         s->faults);
+    if (sent != HEAD_AND_MORE)
+        return 0;
+    calls.call(ctx, CALL_FAILED_STREAM);
+    count(book->cut_calls);
+    stream_cut(stream, book, ring, CAPPED);
+    return 0;
+}
+
+PROGRAM(failed_stream)
+{
+    u32 ring = bpf_get_smp_processor_id();
+    struct books *book = books.lookup(&ring);
+    struct failed_scratch *s = failed_scratches.lookup(&ring);
+    if (!book || !s)
+        return 0;
+    for (int i = 0; i < STREAM_STEPS; i++)
+        if (stream_step(&s->stream, s->buffer, FAILED_BUFFER, book, ring))
+            return 0;
+    calls.call(ctx, CALL_FAILED_STREAM);
+    count(book->cut_calls);
+    stream_cut(&s->stream, book, ring, CAPPED);
+    return 0;
+}

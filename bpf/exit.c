@@ -1,0 +1,57 @@
+// exit: the last thread of a process ended; it need not be the leader.
+//
+// Two threads that end at once can both see `live` at 0. Only one of them can take the process's identity away, so
+// that decides which one speaks. (The second argument, group_dead, would say it too, from 6.16 on.)
+
+#define SIGNAL_GROUP_EXIT 4
+
+PROGRAM(on_exit)
+{
+    void *task = (void *)ctx->args[0];
+    void *signal = (void *)READ(task_struct, signal, task);
+    if (READ(signal_struct, live, signal))
+        return 0;
+
+    u32 ring = bpf_get_smp_processor_id(), zero = 0;
+    struct books *book = books.lookup(&ring);
+    struct settings *set = settings.lookup(&zero);
+    if (!book || !set)
+        return 0;
+
+    void *leader = leader_of(task);
+    struct identity_key key;
+    struct identity copy = {};
+    key_of(&key, leader);
+    struct identity *self = identities.lookup(&key);
+    if (self) {
+        copy = *self;
+        if (identities.delete(&key))
+            return 0;
+    }
+    struct kind_books *kind = &book->kinds[KIND_exit];
+    count(kind->attempted);
+    if (!wanted(set, kind, KIND_exit, copy.flags))
+        return 0;
+
+    struct chunk *chunk = head_reserve(book, kind, ring, KIND_exit);
+    if (!chunk)
+        return 0;
+    struct payload_exit *head = &chunk->exit;
+    fill_common(&chunk->common, set, task, leader, &copy);
+    u32 status = READ(signal_struct, flags, signal) & SIGNAL_GROUP_EXIT ? READ(signal_struct, group_exit_code, signal)
+                                                                      : READ(task_struct, exit_code, leader);
+    head->code = status >> 8 & 0xff;
+    head->signal = status & 0x7f;
+    head->core = status >> 7 & 1;
+    head->utime = READ(signal_struct, utime, signal) + READ(task_struct, utime, task);
+    head->stime = READ(signal_struct, stime, signal) + READ(task_struct, stime, task);
+    head->runtime =
+        READ(signal_struct, sum_sched_runtime, signal) + READ(task_struct, se__sum_exec_runtime, task);
+    if (task != leader) {
+        head->utime += READ(task_struct, utime, leader);
+        head->stime += READ(task_struct, stime, leader);
+        head->runtime += READ(task_struct, se__sum_exec_runtime, leader);
+    }
+    chunk_submit(chunk);
+    return 0;
+}

@@ -1,0 +1,106 @@
+// The path of a file by its dentries and mounts, from leaf to root, read component by component.
+//
+// bpf_d_path is not allowed in raw tracepoints. The walk writes backwards, so that a path ends where the one that
+// was walked before begins. Its state is in map memory: the verifier would drown in it on the stack.
+
+#define PATH_ROOM 65536
+#define NAME_ROOM 256
+#define MIDDLE (2 * PATH_ROOM + 2 * NAME_ROOM) // of a buffer: paths are walked back from here, strings read on
+#define WALK_STEPS 200     // components per program; a tail call goes on
+#define MNT_INTERNAL 0x4000
+#define TMPFS_MAGIC 0x01021994
+
+struct walk {
+    u64 dentry, mount, vfsmount;
+    u32 at;      // where the path begins in the buffer
+    u32 end;     // where it ends
+    u32 of;      // its true length, stored or not
+    u32 capped;  // what did not fit was only counted
+};
+
+static __always_inline void walk_begin(struct walk *walk, void *path, u32 end)
+{
+    walk->dentry = READ(path, dentry, path);
+    walk->vfsmount = READ(path, mnt, path);
+    walk->mount = walk->vfsmount - OFFSET_mount__mnt;
+    walk->at = walk->end = end;
+    walk->of = walk->capped = 0;
+}
+
+// A file without a place in any directory (memfd, pipe): it is its own parent, and not the root of its mount.
+static __always_inline int nameless(u64 dentry, u64 vfsmount)
+{
+    return READ(dentry, d_parent, dentry) == dentry && READ(vfsmount, mnt_root, vfsmount) != dentry;
+}
+
+// Put `name` before what is there; with a slash unless `bare`.
+static __always_inline void prepend(struct walk *walk, char *buffer, u32 floor, u64 dentry, int bare)
+{
+    u64 length = bound(READ(dentry, d_name__len, dentry), NAME_ROOM - 1);
+    u32 slash = bare ? 0 : 1;
+    walk->of += length + slash;
+    if (walk->capped || walk->at < floor + length + slash) {
+        walk->capped = 1;
+        return;
+    }
+    u64 at = bound(walk->at - length, MIDDLE);
+    bpf_probe_read_kernel(buffer + at, length, (void *)READ(dentry, d_name__name, dentry));
+    if (!bare) {
+        at = bound(at - 1, MIDDLE);
+        buffer[at] = '/';
+    }
+    walk->at = at;
+}
+
+// One step towards the root; 0 when the walk is at its end.
+static __always_inline int walk_step(struct walk *walk, char *buffer, u32 floor)
+{
+    u64 dentry = walk->dentry, mount = walk->mount;
+    u64 parent = READ(dentry, d_parent, dentry);
+    if (dentry == READ(vfsmount, mnt_root, walk->vfsmount)) {
+        u64 above = READ(mount, mnt_parent, mount);
+        if (above == mount)
+            return 0;
+        walk->dentry = READ(mount, mnt_mountpoint, mount);
+        walk->mount = above;
+        walk->vfsmount = above + OFFSET_mount__mnt;
+        return 1;
+    }
+    if (parent == dentry) {
+        if (walk->of == 0)
+            prepend(walk, buffer, floor, dentry, 1);
+        return 0;
+    }
+    prepend(walk, buffer, floor, dentry, 0);
+    walk->dentry = parent;
+    return 1;
+}
+
+// The root itself has no component.
+static __always_inline void walk_end(struct walk *walk, char *buffer)
+{
+    if (walk->of)
+        return;
+    u64 at = bound(walk->at - 1, MIDDLE);
+    buffer[at] = '/';
+    walk->at = at;
+    walk->of = 1;
+}
+
+// Is `path` somewhere else than at the root of its mount namespace? A mount on top of the root is the root.
+static __always_inline u8 below_root(void *path)
+{
+    u64 dentry = READ(path, dentry, path);
+    u64 vfsmount = READ(path, mnt, path);
+    for (int i = 0; i < 8; i++) {
+        u64 mount = vfsmount - OFFSET_mount__mnt;
+        if (dentry != READ(vfsmount, mnt_root, vfsmount))
+            return 1;
+        u64 above = READ(mount, mnt_parent, mount);
+        if (above == mount)
+            return 0;
+        dentry = READ(mount, mnt_mountpoint, mount);
+        vfsmount = above + OFFSET_mount__mnt;
+    }
+    return 0;
+}

@@ -1,0 +1,37 @@
+// Reading the kernel's structures.
+//
+// READ(type, field, pointer) is the value of ((struct type *)pointer)->field, by a read that cannot fault; a nested
+// field is written outer__inner. The loader finds every READ and AT in these sources, looks the field up in the
+// running kernel's BTF, and defines OFFSET_type__field and TYPE_type__field: there are no copies of kernel structs
+// that could be laid out wrongly. FIELD_type__field, put into a register just before the read, lets the loader
+// check each read of the compiled program against BTF (kernel/offsets.py); the barrier keeps the addition at
+// the read.
+
+#define READ(type, field, pointer) ({                                                             \
+    TYPE_##type##__##field value_ = 0;                                                            \
+    const void *from_ = (const void *)(pointer);                                                  \
+    u64 tag_;                                                                                     \
+    asm volatile("%0 = %1" : "=r"(tag_) : "i"(FIELD_##type##__##field));                          \
+    asm volatile("" : "+r"(from_));                                                               \
+    bpf_probe_read_kernel(&value_, sizeof(value_), from_ + OFFSET_##type##__##field);             \
+    value_;                                                                                       \
+})
+
+// A field that some kernels lack.
+#define READ_IF(type, field, pointer, otherwise) (HAVE_##type##__##field ? READ(type, field, pointer) : (otherwise))
+
+// The address of a field that is itself a struct or an array.
+#define AT(type, field, pointer) ((void *)(pointer) + OFFSET_##type##__##field)
+
+static __always_inline u64 smaller(u64 a, u64 b)
+{
+    return a < b ? a : b;
+}
+
+// A length that the verifier believes: the barrier keeps the compiler from proving the test away, or from making it on
+// another copy of the number than the one that is used.
+static __always_inline u64 bound(u64 length, u64 limit)
+{
+    asm volatile("" : "+r"(length));
+    return length > limit ? limit : length;
+}
