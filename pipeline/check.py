@@ -1,0 +1,231 @@
+"""What this host allows, before anything is attached to stay: the findings behind `promissory check`.
+
+Every finding comes from asking the host: the kernel by loading programs (the loader's probe, in a process of
+its own, for LLVM may fall over), the broker by talking to it, the folders by looking.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pipeline import place
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.kafka import AwayError, BrokerError, present
+from pipeline.render import size
+from pipeline.schema import by_name
+from pipeline.tables import console, mark, table
+
+__all__ = ["Finding", "can_run", "look", "print_findings"]
+
+Status = Literal["ok", "warn", "fail"]
+OLDEST: Final = (5, 8)
+"""The first kernel with ring buffers of BPF."""
+TESTED: Final = (6, 1)
+"""The oldest kernel that the tests run on."""
+LEAST_DISK: Final = 64 << 20
+"""Free bytes below which nothing can be stored in earnest."""
+BTF: Final = Path("/sys/kernel/btf/vmlinux")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    status: Status
+    answer: str
+    """What the host said."""
+    advice: str = ""
+    """What to do, where the status is not ok."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """As `check --json` prints it."""
+        return asdict(self)
+
+
+def look(config: Config) -> list[Finding]:
+    """Everything that `run` with this configuration would need, in the order in which it would need it."""
+    findings = [root(), kernel(platform.release()), btf(), bcc(), bpffs(config.pins)]
+    if can_run(findings):
+        findings += surfaces(config)
+    else:
+        findings.append(Finding("events", "fail", "not tried", "mend the above first"))
+    findings += [memory(config.ring.size, os.cpu_count() or 1), *targets(config)]
+    return findings
+
+
+def can_run(findings: list[Finding]) -> bool:
+    """Whether nothing stands in the way of `run`."""
+    return all(finding.status != "fail" for finding in findings)
+
+
+def print_findings(findings: list[Finding]) -> None:
+    """The findings as a table."""
+    rows = ((f.what, mark(f.status), f.answer, f.advice) for f in findings)
+    console().print(table(["what", "", "answer", "what to do"], rows))
+
+
+# ---- the host
+
+
+def root() -> Finding:
+    """Only root may load programs into the kernel."""
+    if os.geteuid() == 0:
+        return Finding("root", "ok", "yes")
+    return Finding("root", "fail", f"this is user {os.geteuid()}", "sudo promissory …")
+
+
+def kernel(release: str) -> Finding:
+    """The kernel's version."""
+    found = re.match(r"(\d+)\.(\d+)", release)
+    version = (int(found[1]), int(found[2])) if found else (0, 0)
+    if version < OLDEST:
+        return Finding("kernel", "fail", release, "boot Linux 6.1 or later: this one has no BPF ring buffers")
+    if version < TESTED:
+        return Finding("kernel", "warn", release, "Linux 6.1 is the oldest that is tested")
+    return Finding("kernel", "ok", release)
+
+
+def btf(path: Path = BTF) -> Finding:
+    """The kernel's own description of its types: programs are compiled against it."""
+    if path.exists():
+        return Finding("BTF", "ok", str(path))
+    return Finding(
+        "BTF", "fail", f"no {path}", "boot a kernel built with CONFIG_DEBUG_INFO_BTF (Debian's are)"
+    )
+
+
+def bcc() -> Finding:
+    """The real bcc, tried in a process of its own because it brings LLVM along."""
+    trial = "from bcc import BPF; import bcc; print(bcc.__version__)"
+    done = subprocess.run(
+        [sys.executable, "-c", trial], capture_output=True, text=True, errors="replace", check=False
+    )
+    if done.returncode == 0:
+        return Finding("bcc", "ok", done.stdout.strip())
+    said = done.stderr.strip().splitlines()[-1:] or [f"ended with {done.returncode}"]
+    return Finding(
+        "bcc", "fail", said[0], "apt install python3-bpfcc (PyPI's bcc is something else); make setup"
+    )
+
+
+def bpffs(pins: Path, mounts: Path = Path("/proc/mounts")) -> Finding:
+    """The file system in which what lives in the kernel has names."""
+    points = [line.split()[1] for line in mounts.read_text().splitlines() if line.split()[2] == "bpf"]
+    at = next((point for point in points if pins.is_relative_to(point)), None)
+    if at:
+        return Finding("bpffs", "ok", f"{pins} lies in {at}")
+    return Finding("bpffs", "fail", f"{pins} is in no bpffs", "mount -t bpf bpf /sys/fs/bpf, or set pins")
+
+
+def memory(ring: int, cpus: int, meminfo: Path = Path("/proc/meminfo")) -> Finding:
+    """What the rings take: one for each CPU."""
+    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
+    free = int(found[1]) * 1024 if found else 0
+    total = ring * cpus
+    answer = f"{cpus} rings of {size(ring)}: {size(total)} of {size(free)} available"
+    if total > free:
+        return Finding("memory", "fail", answer, "make ring.size smaller")
+    if total > free // 2:
+        return Finding("memory", "warn", answer, "consider a smaller ring.size")
+    return Finding("memory", "ok", answer)
+
+
+# ---- the kernel's surfaces
+
+
+def surfaces(config: Config) -> list[Finding]:
+    """Each event's surfaces, with the kernel's own answer."""
+    from pipeline.kernel.loader import probe
+
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            tried = pool.submit(probe, config).result()
+    except (UserError, BrokenProcessPool) as error:
+        return [
+            Finding(
+                "events", "fail", str(error) or "the loader's process died", "see the state folder's logs"
+            )
+        ]
+    return list(judge(config, tried))
+
+
+def judge(config: Config, tried: list[dict[str, Any]]) -> Iterator[Finding]:
+    """What the probe's answers mean: an event that is wanted needs one surface that works."""
+    working = {row["event"] for row in tried if row["works"]}
+    for row in tried:
+        name = row["event"]
+        free = any(not surface.cost for surface in by_name()[name].surfaces)
+        is_wanted = name in config.events if config.events else free
+        where = f"{row['surface']} {row['hook']}".strip()
+        answer = f"{where}: {row['answer']}"
+        if row["works"]:
+            note = (
+                f"off unless --events names it: {row['cost']}"
+                if row["cost"] and not is_wanted
+                else row["cost"]
+            )
+            yield Finding(name, "ok", answer, note)
+        elif name in working:
+            yield Finding(name, "ok", answer, "another surface serves")
+        elif is_wanted:
+            yield Finding(
+                name, "fail", answer, f"leave {name} out of --events, or boot a kernel that allows it"
+            )
+        else:
+            yield Finding(name, "warn", answer, "off by default; cannot be had on this host")
+
+
+# ---- where events go
+
+
+def targets(config: Config) -> Iterator[Finding]:
+    """The broker if there is one, and the disk: of the local log, or of the outbox behind Kafka."""
+    try:
+        target = place.parse(config.to) if config.to else place.Folder(config.state)
+    except UserError as error:
+        yield Finding("place", "fail", str(error), "mend --to")
+        return
+    if isinstance(target, place.Kafka):
+        yield broker(target, config)
+        yield disk(config.state, config.outbox.limit)
+    elif isinstance(target, place.Folder):
+        yield disk(target.path, config.log.limit)
+
+
+def broker(target: place.Kafka, config: Config) -> Finding:
+    """Whether Kafka answers. One that is away stops nobody: the outbox takes what comes meanwhile."""
+    try:
+        _, topics = present(target, config.kafka)
+    except BrokerError as error:
+        return Finding("Kafka", "fail", str(error), "mend --to or the table kafka")
+    except AwayError as error:
+        return Finding("Kafka", "warn", str(error), "start it: until then events wait in the outbox")
+    return Finding("Kafka", "ok", f"{target}: " + (", ".join(topics) or "answers; topics are created by run"))
+
+
+def disk(folder: Path, limit: int) -> Finding:
+    """Whether a folder can take what is to be stored."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        return Finding("disk", "fail", f"{there} is not writable", "name another folder with --state")
+    free = shutil.disk_usage(there).free
+    answer = f"{folder}: {size(free)} free, up to {size(limit)} wanted"
+    if free < LEAST_DISK:
+        return Finding("disk", "fail", answer, "make room, or name another folder with --state")
+    if free < limit:
+        return Finding("disk", "warn", answer, "make room, or set a smaller limit")
+    return Finding("disk", "ok", answer)
