@@ -84,7 +84,7 @@ get_kafka() {
     rm -f "$no_kafka"
     # shellcheck disable=SC2086  # a list of words
     if [[ $needs ]] && ! { say "for Kafka: $needs" && apt_install $needs >>"$log" 2>&1; }; then
-        echo "Debian has no ${needs// / or } for this machine" >"$no_kafka"
+        echo "${needs// / and } could not be installed (see $here/$log)" >"$no_kafka"
         return
     fi
     say "Apache Kafka"

@@ -383,6 +383,7 @@ def main() -> int:
             print("Kafka stopped" if broker.stop() else "Kafka was not running")
         else:
             if broker.pid is None:
+                java_command()  # says what is missing before we promise anything
                 print("starting Kafka", file=sys.stderr)
             print(broker.start())
     except (UnavailableError, BrokerError, OSError) as error:
