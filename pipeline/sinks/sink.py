@@ -1,6 +1,6 @@
 """The contract of a sink: where encoded batches become safe, and who is told.
 
-1. Batches become safe in the order in which they came; `Keeper.retire` is called once per batch, in that order.
+1. Batches become safe in the order in which they came; `Keeper.checkpoint` is called once for each.
 2. Safe means: every record acknowledged by all in-sync replicas, or committed to the local log or the outbox.
 3. A record that cannot be stored for good is booked on its passage ("lost", sink's name, reason) before the
    passage is retired; it takes no other record with it.
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from pipeline.event import Encoded, Ints, Passage
 from pipeline.stages.stage import Link
+from pipeline.store import Outcome
 
 __all__ = ["Keeper", "Sink"]
 
@@ -22,7 +23,7 @@ class Keeper(Protocol):
     """Who keeps the books and moves the rings' positions (sinks/checkpoint.py)."""
 
     def checkpoint(self, passage: Passage, acknowledged: Ints) -> dict[str, Any]:
-        """Take a passage into the books; return them, plain, to be stored in the same transaction as its records.
+        """Take a passage into the books; return them, plain, to be stored together with its records.
 
         In order, once per passage. Positions do not move yet.
         """
@@ -55,4 +56,11 @@ class Sink(Protocol):
 
     def in_outbox(self) -> Ints:
         """Events per kind in the outbox, counted from its rows (zeros where there is none)."""
+        ...
+
+    def settled(self) -> Outcome:
+        """What became of this attachment's events that left the outbox (zeros where there is none).
+
+        Their passages were retired before that: this adds to what the keeper's books say.
+        """
         ...

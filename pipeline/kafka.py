@@ -1,0 +1,205 @@
+"""Apache Kafka's clients, as sink, source and replay make them: settings, errors in clear words, topics.
+
+Everything here that asks the broker blocks: callers under trio use a thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+
+from pipeline.errors import UserError
+from pipeline.place import Kafka
+from pipeline.schema import families
+
+__all__ = ["AwayError", "BrokerError", "clear", "ensure", "explain", "present", "producer", "settings"]
+
+PATIENCE: Final = 3.0
+"""Seconds until a broker that does not answer is away."""
+OVERHEAD: Final = 1024
+"""Bytes that Kafka wraps around a record alone in its batch, key included, rounded up."""
+USUAL_LIMIT: Final = 1_048_588
+"""max.message.bytes of a topic that does not say, where we may not ask."""
+KEPT: Final = (
+    "acks",
+    "request.required.acks",
+    "enable.idempotence",
+    "message.timeout.ms",
+    "delivery.timeout.ms",
+    "partitioner",
+    "bootstrap.servers",
+    "metadata.broker.list",
+    "transactional.id",
+    "max.in.flight",
+    "max.in.flight.requests.per.connection",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "allow.auto.create.topics",
+)
+"""Properties that are ours alone: the proof of delivery rests on them, or the place says them."""
+
+# What a person can do about it. Errors that are not here pass by themselves: the broker is away.
+REMEDIES: Final[Mapping[int, str]] = {
+    KafkaError._RESOLVE: "no such host; check the address",
+    KafkaError._AUTHENTICATION: "the broker refuses the credentials; check `kafka.sasl.*`",
+    KafkaError.SASL_AUTHENTICATION_FAILED: "the broker refuses the credentials; check `kafka.sasl.*`",
+    KafkaError.UNSUPPORTED_SASL_MECHANISM: "the broker does not know this `kafka.sasl.mechanism`",
+    KafkaError._UNSUPPORTED_FEATURE: "broker or client lack a feature; see the text",
+    KafkaError._SSL: "TLS failed; check `kafka.security.protocol` and `kafka.ssl.*`",
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "this user may not use the topics; grant Write and Create",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "this user lacks a right; grant IdempotentWrite",
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "this user may not use transactions; grant it",
+    KafkaError._INVALID_ARG: "check the table `kafka` of the configuration",
+    KafkaError.INVALID_CONFIG: "the broker refuses a topic's settings; check `topic`",
+    KafkaError.INVALID_REPLICATION_FACTOR: "too few brokers for its replication; start more",
+    KafkaError.POLICY_VIOLATION: "the cluster's policy refuses the topic; create it by hand",
+    KafkaError._FATAL: "the producer cannot go on",
+}
+
+
+class BrokerError(UserError):
+    """The broker or its settings need a person."""
+
+
+class AwayError(Exception):
+    """The broker does not answer now; it may later."""
+
+
+def explain(error: KafkaError, address: str) -> str:
+    """One line: who said what, and what to do."""
+    remedy = REMEDIES.get(error.code())
+    return f"Kafka at {address}: {error.str()}" + (f"; {remedy}" if remedy else "")
+
+
+@contextmanager
+def clear(address: str) -> Iterator[None]:
+    """Turn librdkafka's exceptions into BrokerError where a person can help, else AwayError."""
+    try:
+        yield
+    except KafkaException as exception:
+        error = exception.args[0]
+        kind = BrokerError if error.code() in REMEDIES else AwayError
+        raise kind(explain(error, address)) from None
+
+
+def settings(place: Kafka, properties: Mapping[str, Any], **own: Any) -> dict[str, Any]:
+    """librdkafka's configuration: the user's, then ours. Raises BrokerError."""
+    for name in properties:
+        if name in KEPT:
+            raise BrokerError(
+                f"kafka.{name} cannot be set: what promissory promises rests on its own value; remove it",
+                status=2,
+            )
+    return {
+        "client.id": "promissory",
+        "reconnect.backoff.max.ms": 1000,
+        "log_level": 0,
+        **properties,
+        "bootstrap.servers": place.address,
+        **{name.replace("_", "."): value for name, value in own.items()},
+    }
+
+
+def producer(
+    place: Kafka,
+    properties: Mapping[str, Any],
+    *,
+    largest: int,
+    heard: Callable[[KafkaError], None] | None = None,
+    **own: Any,
+) -> Producer:
+    """A producer that loses nothing and keeps order. `largest`: bytes of the largest batch it may send."""
+    options: dict[str, Any] = settings(
+        place,
+        {"linger.ms": 2, "compression.type": "lz4", "queue.buffering.max.kbytes": 32768, **properties},
+        enable_idempotence=True,
+        acks="all",
+        # A record whose time ran out would be lost with a broker that comes back.
+        message_timeout_ms=0,
+        partitioner="murmur2_random",
+        message_max_bytes=largest,
+        # The broker's limit is on a batch: so no batch of several records can ever be over it.
+        batch_size=min(1_000_000, largest - OVERHEAD),
+        queue_buffering_max_messages=1_000_000,
+        allow_auto_create_topics=False,
+        **own,
+    )
+    with clear(place.address):
+        return Producer(options | ({"error_cb": heard} if heard else {}))
+
+
+def _ask(place: Kafka, properties: Mapping[str, Any]) -> tuple[AdminClient, Any]:
+    """A client and the cluster's metadata. Raises BrokerError, AwayError."""
+    heard: list[KafkaError] = []
+    with clear(place.address):
+        client = AdminClient(settings(place, properties) | {"error_cb": heard.append})
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return client, client.list_topics(timeout=0.5)
+        except KafkaException as exception:
+            client.poll(0)
+            for error in heard:
+                if error.code() in REMEDIES:
+                    raise BrokerError(explain(error, place.address)) from None
+            if time.monotonic() > deadline:
+                error = heard[0] if heard else exception.args[0]
+                raise AwayError(explain(error, place.address)) from None
+
+
+def present(place: Kafka, properties: Mapping[str, Any]) -> tuple[str, dict[str, list[int]]]:
+    """The cluster's id, and the place's topics with their partitions. Raises BrokerError, AwayError."""
+    _, metadata = _ask(place, properties)
+    known = {place.topic(family) for family in families()}
+    topics = {name: sorted(t.partitions) for name, t in metadata.topics.items() if name in known}
+    return metadata.cluster_id, topics
+
+
+def ensure(place: Kafka, properties: Mapping[str, Any], *, partitions: int, largest: int) -> dict[str, int]:
+    """Make the topics that are missing; family → max.message.bytes of its topic.
+
+    `partitions` and `largest` (bytes of a record) are for those. Raises BrokerError, AwayError.
+    """
+    client, metadata = _ask(place, properties)
+    topics = {family: place.topic(family) for family in families()}
+    missing = [name for name in topics.values() if name not in metadata.topics]
+    config = {"max.message.bytes": str(largest + OVERHEAD)}
+    new = [NewTopic(name, num_partitions=partitions, config=config) for name in missing]
+    for name, future in (client.create_topics(new) if new else {}).items():
+        try:
+            future.result(timeout=30)
+        except KafkaException as exception:
+            if exception.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise _no_topic(place, name, partitions, config, exception.args[0]) from None
+    limits = _limits(client, topics.values())
+    return {family: limits[name] for family, name in topics.items()}
+
+
+def _no_topic(
+    place: Kafka, name: str, partitions: int, config: Mapping[str, str], error: KafkaError
+) -> Exception:
+    if error.retriable():
+        return AwayError(explain(error, place.address))
+    setting = ",".join(f"{key}={value}" for key, value in config.items())
+    return BrokerError(
+        f"Kafka at {place.address} does not let us create the topic {name} ({error.str()}); run: "
+        f"kafka-topics.sh --bootstrap-server {place.address} --create --topic {name} "
+        f"--partitions {partitions} --config {setting}"
+    )
+
+
+def _limits(client: AdminClient, topics: Iterable[str]) -> dict[str, int]:
+    """Topic → the largest batch it takes, in bytes."""
+    limits = {}
+    asked = client.describe_configs([ConfigResource(ResourceType.TOPIC, name) for name in topics])
+    for resource, future in asked.items():
+        try:
+            limits[resource.name] = int(future.result(timeout=30)["max.message.bytes"].value)
+        except KafkaException:  # we may write to it and not look at it
+            limits[resource.name] = USUAL_LIMIT
+    return limits

@@ -1,0 +1,127 @@
+"""One batch on its way through librdkafka: what the Kafka sink sends, and what comes back for each record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain, repeat
+from typing import Any, Final
+
+import msgpack
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from pipeline.event import Encoded, Records
+from pipeline.ledger import Tally, add, zeros
+from pipeline.place import Kafka
+from pipeline.schema import by_name
+from pipeline.store import Outcome, Row
+
+__all__ = ["Flight", "Sent", "Trouble"]
+
+REFUSED: Final = {
+    KafkaError.MSG_SIZE_TOO_LARGE: "too large",
+    KafkaError.RECORD_LIST_TOO_LARGE: "too large",
+    KafkaError.INVALID_RECORD: "refused by the broker",
+    KafkaError.INVALID_TIMESTAMP: "time refused by the broker",
+}
+"""Errors that mean a record, or one beside it in its batch, will never be taken."""
+
+Sent = tuple[str, bytes, bytes, int]
+"""Topic, key, value, ms since the epoch."""
+
+
+@dataclass(slots=True)
+class Trouble:
+    """What callbacks reported, for the sink to deal with."""
+
+    refused: list[tuple[Flight, Sent]] = field(default_factory=list)
+    """Records whose whole batch was refused: each is to be tried alone."""
+    broken: KafkaError | None = None
+    """The producer cannot deliver what it has."""
+
+
+class Flight:
+    """Counts the delivery callbacks of one batch, new (`encoded`) or from the outbox (`row`)."""
+
+    __slots__ = ("_rest", "_trouble", "counts", "encoded", "left", "lost", "row", "since", "size")
+
+    def __init__(self, what: Encoded | Row, place: Kafka, trouble: Trouble, now: float) -> None:
+        records: Mapping[str, Records]
+        if isinstance(what, Row):
+            self.encoded, self.row, self.size, records = None, what.id, what.size, what.unpack()
+        else:
+            self.encoded, self.row, self.size, records = what, 0, 0, what.records
+        self.counts = what.counts
+        self.since = now
+        self.lost: Tally = {}
+        self.left = sum(len(r.values) for r in records.values())
+        """Records that have not found their end."""
+        self._trouble = trouble
+        self._rest: Iterator[Sent] = chain.from_iterable(
+            zip(repeat(place.topic(family)), r.keys, r.values, r.times, strict=False)
+            for family, r in records.items()
+        )
+
+    def send(self, producer: Producer) -> bool:
+        """Give records to librdkafka; True when all are given, False when its queue is full."""
+        produce, callback = producer.produce, self.delivered
+        for record in self._rest:
+            topic, key, value, time = record
+            try:
+                produce(topic, value, key, -1, callback, timestamp=time)
+            except BufferError:
+                self._rest = chain((record,), self._rest)
+                return False
+            except KafkaException as exception:
+                self._failed(exception.args[0], value)
+        return True
+
+    def delivered(self, error: KafkaError | None, message: Message) -> None:
+        """The delivery callback of every record."""
+        if error is None:
+            self.left -= 1
+        elif error.code() in REFUSED:
+            self._trouble.refused.append((self, _sent(message)))
+        else:
+            self._trouble.broken = error
+
+    def send_alone(self, producer: Producer, record: Sent) -> None:
+        """Try a record again that was refused in company. Raises BufferError."""
+        topic, key, value, time = record
+        try:
+            producer.produce(topic, value, key, -1, self._delivered_alone, timestamp=time)
+        except KafkaException as exception:
+            self._failed(exception.args[0], value)
+
+    def _delivered_alone(self, error: KafkaError | None, message: Message) -> None:
+        if error is None:
+            self.left -= 1
+        else:
+            self._failed(error, _sent(message)[2])
+
+    def _failed(self, error: KafkaError, value: bytes) -> None:
+        """A record that was alone with its error: book it as lost, if Kafka will never take it."""
+        if error.code() not in REFUSED:
+            self._trouble.broken = error
+            return
+        counts = zeros()
+        counts[_kind(value)] = 1
+        add(self.lost, {("lost", "kafka", REFUSED[error.code()]): counts})
+        self.left -= 1
+
+    def outcome(self) -> Outcome:
+        """What became of its events, once `left` is 0."""
+        return Outcome(self.counts - sum(self.lost.values(), zeros()), self.lost)
+
+
+def _sent(message: Message) -> Sent:
+    topic, key, value = message.topic(), message.key(), message.value()
+    assert topic is not None
+    return topic, key or b"", value or b"", message.timestamp()[1]
+
+
+def _kind(value: bytes) -> int:
+    """Number of the kind that a record says it is; 0: of none."""
+    record: Any = msgpack.unpackb(value, strict_map_key=False, unicode_errors="surrogateescape")
+    schema = by_name().get(record.get("kind"))
+    return schema.number if schema else 0

@@ -1,0 +1,333 @@
+"""The Kafka sink: the end of the pipeline. Batches go to topics; while these do not take them, to the outbox.
+
+While the broker is well the rings themselves are the log: a batch stays in flight until every record of it
+was acknowledged, then its passage is retired. When acknowledgements stop coming, or hold the rings back,
+everything goes through the outbox, in order, until that is empty again. One task, `_pump`, does all the sending
+and counting, so that there is no order between tasks to get wrong; librdkafka is polled in line, and not at all
+while nothing is under way.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import trio
+from confluent_kafka import KafkaError, Producer
+
+from pipeline.event import Encoded, Ints
+from pipeline.kafka import OVERHEAD, AwayError, BrokerError, ensure, explain, producer
+from pipeline.ledger import zeros
+from pipeline.place import Kafka
+from pipeline.sinks.flight import Flight, Trouble
+from pipeline.sinks.outbox import Outbox
+from pipeline.sinks.sink import Keeper
+from pipeline.stages.stage import Link
+from pipeline.store import Outcome, Row
+
+__all__ = ["KafkaSink"]
+
+NAP: Final = 0.002
+"""Seconds between two looks at librdkafka while something is under way."""
+AWAY_NAP: Final = 0.05
+"""The same while the broker is away."""
+STALL: Final = 1.0
+"""Seconds without an acknowledgement after which the broker is away."""
+SLOW: Final = 0.25
+"""Seconds that a batch may take while the rings are more than half full."""
+END: Final = 10.0
+"""Seconds that the end of a run gives a broker that is well to take what is in the outbox."""
+RETRY: Final = 1.0
+"""Seconds between two tries to reach a broker."""
+WAITING: Final = 8
+"""Batches that may wait for the pump."""
+ROWS: Final = 8 << 20
+"""Bytes of outbox rows under way."""
+
+
+class KafkaSink:
+    """See Sink. `open` first; then `limits` are known, and `run` may begin."""
+
+    name = "kafka"
+
+    def __init__(
+        self,
+        place: Kafka,
+        outbox: Outbox,
+        keeper: Keeper,
+        warn: Callable[[str], None],
+        *,
+        properties: Mapping[str, Any] | None = None,
+        partitions: int = 12,
+        largest: int = 8 << 20,
+    ) -> None:
+        """`properties` are librdkafka's; `partitions` and `largest` (bytes of a record) are for new topics."""
+        self.limits: dict[str, int] = {}
+        """Family → bytes of the largest record that its topic takes; known once the broker was seen."""
+        self._largest, self._partitions = largest, partitions
+        self._place, self._properties = place, dict(properties or {})
+        self._outbox, self._keeper, self._warn = outbox, keeper, warn
+        self._incoming: deque[Encoded] = deque()
+        self._sending: deque[Flight] = deque()  # not all of it is librdkafka's yet
+        self._flying: deque[Flight] = deque()
+        self._trouble = Trouble()
+        self._spilling = not outbox.is_empty
+        self._row = 0  # the last row of the outbox that was made a flight
+        self._producer: Producer | None = None
+        self._alone: Producer | None = None
+        self._heard: list[KafkaError] = []
+        self._progress = -STALL
+        self._said = ""
+        self._broke: int | None = None
+        self._ended_at: float | None = None
+        self._wake, self._room, self._lost = trio.Event(), trio.Event(), trio.Event()
+
+    # -- the contract
+
+    async def open(self) -> None:
+        """Reach the broker. Raises BrokerError; an absent broker is a warning, and the outbox."""
+        try:
+            await self._connect()
+        except AwayError as error:
+            self._say_away(str(error))
+            self._lost.set()
+
+    async def run(self, source: Link[Encoded]) -> None:
+        """See Sink. Where the broker is away at the end, what is left is safe in the outbox."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._stay_connected)
+            nursery.start_soon(self._take, source)
+            await self._pump()
+            nursery.cancel_scope.cancel()
+        for client in (self._producer, self._alone):
+            if client:
+                await _discard(client)
+        self._producer = self._alone = None
+
+    def held(self) -> Ints:
+        """See Sink: what came in and is neither acknowledged nor in the outbox."""
+        flights = (f.counts for f in (*self._flying, *self._sending) if f.encoded)
+        return sum(flights, sum((batch.counts for batch in self._incoming), zeros()))
+
+    def in_outbox(self) -> Ints:
+        """See Sink."""
+        return self._outbox.counts
+
+    def settled(self) -> Outcome:
+        """See Sink."""
+        return self._outbox.settled
+
+    # -- the tasks
+
+    async def _take(self, source: Link[Encoded]) -> None:
+        async for batch in source:
+            if not self._is_busy():
+                self._progress = trio.current_time() if self._producer else -STALL
+            self._incoming.append(batch)
+            self._wake.set()
+            while len(self._incoming) >= WAITING:
+                self._room = trio.Event()
+                await self._room.wait()
+        self._ended_at = trio.current_time()
+        self._wake.set()
+
+    async def _pump(self) -> None:
+        while not self._is_finished():
+            self._wake = trio.Event()
+            await self._send()
+            self._poll()
+            await self._retire()
+            if self._must_spill():
+                await self._spill()
+            self._room.set()
+            await self._nap()
+
+    async def _stay_connected(self) -> None:
+        while True:
+            await self._lost.wait()
+            try:
+                await self._connect()
+                self._lost = trio.Event()
+            except (AwayError, BrokerError) as error:
+                self._say_away(str(error))
+            await trio.sleep(RETRY)
+
+    # -- what the pump does
+
+    async def _send(self) -> None:
+        """Make flights, and give librdkafka what it takes."""
+        if not self._producer:
+            return
+        if self._spilling and not self._sending:
+            await self._fetch()
+        while self._sending or (self._incoming and not self._spilling):
+            if not self._sending:
+                self._sending.append(self._flight(self._incoming.popleft()))
+            if not self._sending[0].send(self._producer):
+                return
+            self._flying.append(self._sending.popleft())
+
+    async def _fetch(self) -> None:
+        """Make flights of the outbox's next rows."""
+        room = ROWS - sum(f.size for f in self._flying)
+        if room > 0 and not self._outbox.is_empty:
+            for row in await self._outbox.rows(self._row, room):
+                self._sending.append(self._flight(row))
+                self._row = row.id
+
+    def _flight(self, what: Encoded | Row) -> Flight:
+        return Flight(what, self._place, self._trouble, trio.current_time())
+
+    def _poll(self) -> None:
+        """Serve the callbacks; deal with what they reported."""
+        served = self._producer.poll(0) if self._producer else 0
+        if self._alone:
+            served += self._alone.poll(0)
+        if served > len(self._heard):
+            self._progress = trio.current_time()
+        for error in self._heard:
+            if error.code() == KafkaError._FATAL:
+                self._trouble.broken = error
+            elif self._is_stalled():
+                self._say_away(explain(error, self._place.address))
+        self._heard.clear()
+        if self._trouble.broken:
+            self._begin_again(self._trouble.broken)
+        elif self._trouble.refused:
+            self._separate()
+        elif self._alone and not len(self._alone):
+            self._alone = None
+
+    def _separate(self) -> None:
+        """Records whose batch was refused go again, each in a batch of its own: only the guilty is lost."""
+        if not self._alone:
+            self._alone = self._make_producer(batch_num_messages=1)
+        while self._trouble.refused:
+            flight, record = self._trouble.refused[-1]
+            try:
+                flight.send_alone(self._alone, record)
+            except BufferError:
+                return
+            self._trouble.refused.pop()
+
+    def _begin_again(self, error: KafkaError) -> None:
+        """The producer cannot go on: a new one sends again what is not acknowledged, in the same order."""
+        if error.code() != self._broke:
+            self._warn(f"{explain(error, self._place.address)}; what is not acknowledged is sent again")
+        self._broke = error.code()
+        flights = [*self._flying, *self._sending]
+        self._incoming.extendleft(f.encoded for f in reversed(flights) if f.encoded)
+        self._row = min((f.row - 1 for f in flights if f.row), default=self._row)
+        self._flying.clear()
+        self._sending.clear()
+        # Callbacks of the old producer would reach flights that nobody waits for.
+        self._trouble = Trouble()
+        self._producer = self._alone = None
+        self._lost.set()
+
+    async def _retire(self) -> None:
+        """Everything before the first flight that is not acknowledged is safe."""
+        rows: dict[int, Outcome] = {}
+        number = len(self._flying)
+        while self._flying and not self._flying[0].left:
+            flight = self._flying.popleft()
+            outcome = flight.outcome()
+            if flight.encoded:
+                passage = flight.encoded.passage
+                for (_, stage, reason), counts in outcome.lost.items():
+                    passage.book("lost", stage, reason, counts)
+                self._keeper.checkpoint(passage, outcome.acknowledged)
+            else:
+                rows[flight.row] = outcome
+        if number - len(self._flying) > len(rows):
+            self._keeper.release()
+        if rows:
+            await self._outbox.settle(rows)
+        if self._spilling and self._outbox.is_empty:
+            self._recover()
+
+    def _recover(self) -> None:
+        """The outbox is empty: batches go straight to the broker again."""
+        self._spilling, self._broke = False, None
+        self._progress = trio.current_time()
+        if self._said:
+            self._warn(f"Kafka at {self._place.address} is back; the outbox is delivered")
+            self._said = ""
+
+    def _must_spill(self) -> bool:
+        if not self._has_unsafe():
+            return False
+        if not self._spilling:
+            slow = self._flying and trio.current_time() - self._flying[0].since > SLOW
+            self._spilling = self._is_stalled() or bool(slow and self._keeper.pressure() > 0.5)
+        return self._spilling and self._outbox.has_room()
+
+    async def _spill(self) -> None:
+        """Bring all that is not acknowledged into the outbox; what librdkafka has of it is not sent twice."""
+        if self._is_stalled():
+            self._say_away(f"Kafka at {self._place.address} does not acknowledge")
+        flights = [f for f in self._flying if f.encoded]
+        unsent = [f.encoded for f in self._sending if f.encoded]
+        batches = [*(f.encoded for f in flights if f.encoded), *unsent, *self._incoming]
+        incoming = len(self._incoming)
+        ids = await self._outbox.put(batches)
+        for flight, id in zip(flights, ids, strict=False):
+            flight.encoded, flight.row = None, id
+        self._flying = deque(f for f in self._flying if f.row)
+        self._sending = deque(f for f in self._sending if f.row)
+        for _ in range(incoming):
+            self._incoming.popleft()
+        self._row = max((f.row for f in self._flying), default=self._row)
+
+    async def _nap(self) -> None:
+        """Until a batch comes; while something is under way, only for a moment."""
+        nap = float("inf")
+        if self._is_busy():
+            nap = AWAY_NAP if self._is_stalled() else NAP
+        with trio.move_on_after(nap):
+            await self._wake.wait()
+
+    # -- what it knows
+
+    def _has_unsafe(self) -> bool:
+        return bool(self._incoming) or any(f.encoded for f in (*self._flying, *self._sending))
+
+    def _is_busy(self) -> bool:
+        return bool(self._incoming or self._sending or self._flying or not self._outbox.is_empty)
+
+    def _is_stalled(self) -> bool:
+        return trio.current_time() - self._progress > STALL
+
+    def _is_finished(self) -> bool:
+        if self._ended_at is None or self._has_unsafe():
+            return False
+        late = trio.current_time() - self._ended_at > END
+        return not self._is_busy() or self._is_stalled() or late
+
+    def _say_away(self, why: str) -> None:
+        """One warning until the broker is back."""
+        if not self._said:
+            self._warn(f"{why}; events go to the outbox until it is back")
+        self._said = why
+
+    # -- the broker
+
+    async def _connect(self) -> None:
+        limits = await trio.to_thread.run_sync(
+            lambda: ensure(self._place, self._properties, partitions=self._partitions, largest=self._largest),
+            abandon_on_cancel=True,
+        )
+        self.limits.update({family: limit - OVERHEAD for family, limit in limits.items()})
+        self._producer = self._make_producer()
+        self._wake.set()
+
+    def _make_producer(self, **own: Any) -> Producer:
+        largest = max(self.limits.values(), default=self._largest) + OVERHEAD
+        return producer(self._place, self._properties, largest=largest, heard=self._heard.append, **own)
+
+
+async def _discard(client: Producer) -> None:
+    """Let a producer go with what it has not delivered: that is safe elsewhere."""
+    client.purge(blocking=False)
+    await trio.to_thread.run_sync(client.flush, 0.1)
