@@ -4,15 +4,14 @@
 // field is written outer__inner. The loader finds every READ and AT in these sources, looks the field up in the
 // running kernel's BTF, and defines OFFSET_type__field and TYPE_type__field: there are no copies of kernel structs
 // that could be laid out wrongly. FIELD_type__field, put into a register just before the read, lets the loader
-// check each read of the compiled program against BTF (kernel/offsets.py); the barrier keeps the addition at
-// the read.
+// check each read of the compiled program against BTF (kernel/offsets.py); what is added to
+// the pointer after it is the offset.
 
 #define READ(type, field, pointer) ({                                                             \
     TYPE_##type##__##field value_ = 0;                                                            \
     const void *from_ = (const void *)(pointer);                                                  \
     u64 tag_;                                                                                     \
-    asm volatile("%0 = %1" : "=r"(tag_) : "i"(FIELD_##type##__##field));                          \
-    asm volatile("" : "+r"(from_));                                                               \
+    asm volatile("%0 = %2" : "=r"(tag_), "+r"(from_) : "i"(FIELD_##type##__##field));             \
     bpf_probe_read_kernel(&value_, sizeof(value_), from_ + OFFSET_##type##__##field);             \
     value_;                                                                                       \
 })

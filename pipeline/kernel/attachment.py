@@ -1,0 +1,214 @@
+"""The pipeline's side of what the loader pinned: attach, open, look, detach. No bcc here.
+
+`attach` runs the loader in a process of its own; `Attachment` opens its pins: rings, the kernel's counters, the
+checkpoint's memory. `detach` removes every pin, link and map of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from pipeline.chunk import HEADER, PROC_RING
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.event import Array, Ints
+from pipeline.kernel import bpf
+from pipeline.kernel.layout import (
+    AREA_SIZE,
+    BOOKS,
+    FILTERED,
+    IDENTITY,
+    LOST,
+    OURS,
+    Identity,
+    books_view,
+    start_ticks,
+)
+from pipeline.kernel.manifest import FILE, PROC_FILE, Hook, Manifest
+from pipeline.kernel.ring import Ring, RingMemory
+from pipeline.ledger import Books, KernelBooks, RingBooks, Tally, zeros
+from pipeline.schema import by_name
+
+__all__ = ["Attachment", "attach", "detach", "is_attached", "ourselves", "probe"]
+
+BPFFS: Final = Path("/sys/fs/bpf")
+
+
+def attach(config: Config, pipeline: Identity | None = None) -> Manifest:
+    """Run the loader; `pipeline` is the process whose own events are not reported."""
+    _mount(config.pins)
+    if is_attached(config):
+        raise UserError(f"probes are attached already (pins in {config.pins}); `promissory detach` removes them")
+    config.state.mkdir(parents=True, exist_ok=True)
+    _loader("attach", config, pipeline)
+    manifest = Manifest.read(config.state)
+    if manifest is None:
+        raise UserError(f"the loader left no manifest in {config.state}; see {config.state}/loader.log")
+    return manifest
+
+
+def probe(config: Config) -> list[Hook]:
+    """Try every event's surfaces and leave nothing behind."""
+    config.state.mkdir(parents=True, exist_ok=True)
+    return [Hook(**hook) for hook in json.loads(_loader("probe", config, None))]
+
+
+def is_attached(config: Config) -> bool:
+    """Whether something of ours is pinned."""
+    return (config.pins / "map_books").exists()
+
+
+def detach(config: Config) -> bool:
+    """Remove every pin of ours, and with the last of them programs, links and maps. False: there was none."""
+    there = config.pins.exists()
+    if there:
+        shutil.rmtree(config.pins)
+    for name in (FILE, PROC_FILE):
+        (config.state / name).unlink(missing_ok=True)
+    return there
+
+
+def ourselves() -> Identity:
+    """This process, as the kernel's map keys it."""
+    return Identity(os.getpid(), start_ticks(os.getpid()))
+
+
+def _loader(what: str, config: Config, pipeline: Identity | None) -> str:
+    request = {"config": config.model_dump(mode="json"), "pipeline": pipeline.plain() if pipeline else None}
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.kernel.loader", what],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        log = config.state / "loader.log"
+        with log.open("a") as file:
+            file.write(done.stderr)
+        raise UserError(said[-1] if said else f"the loader ended with {done.returncode}; see {log}")
+    return done.stdout
+
+
+def _mount(pins: Path) -> None:
+    """bpffs is not mounted everywhere from the start."""
+    if pins.is_relative_to(BPFFS) and not os.path.ismount(BPFFS):
+        done = subprocess.run(
+            ["mount", "-t", "bpf", "bpf", str(BPFFS)], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise UserError(f"could not mount bpffs at {BPFFS}: {done.stderr.strip()}; are you root?")
+
+
+class Attachment:
+    """What is pinned, opened."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        pins = Path(manifest.pins)
+        try:
+            memory = bpf.map_memory(bpf.get(pins / "map_books"), manifest.entries * BOOKS.itemsize, False)
+            self._books = books_view(memory, manifest.entries)
+            self.area: mmap.mmap = bpf.map_memory(bpf.get(pins / "map_checkpoint"), AREA_SIZE)
+            self.descriptors = {ring: bpf.get(pins / f"ring_{ring}") for ring in manifest.rings}
+            self._memories = {
+                ring: RingMemory.of_map(fd, manifest.rings[ring]) for ring, fd in self.descriptors.items()
+            }
+            self._identities = bpf.get(pins / "map_identities")
+            self._programs = {
+                hook.program: (by_name()[hook.event].number, bpf.get(pins / f"program_{hook.program}"))
+                for hook in manifest.hooks
+                if hook.works and hook.program
+            }
+        except PermissionError:
+            raise UserError(f"{pins} can be entered by root and the pipeline's user only; try sudo") from None
+        except OSError as error:
+            raise UserError(
+                f"{error.filename}: {error.strerror}; the probes are half gone: promissory detach, then try again"
+            ) from None
+        file = Path(manifest.state) / PROC_FILE
+        self.processes: Array = np.frombuffer(file.read_bytes() if file.exists() else b"", HEADER)
+        """The chunks of the first look at /proc: ring PROC_RING."""
+
+    def rings(self, books: Books) -> dict[int, Ring]:
+        """A reader for each ring, from where the books say that all is safe."""
+        return {ring: self._ring(ring, books.rings.get(ring)) for ring in self.manifest.rings}
+
+    def _ring(self, number: int, books: RingBooks | None) -> Ring:
+        if books is None:
+            return Ring(number, self._memories[number], 0, int(self._books["start"][number]))
+        return Ring(number, self._memories[number], books.position, books.sequence)
+
+    def start(self, ring: int) -> int:
+        """The number of a ring's first chunk."""
+        if ring == PROC_RING:
+            return int(self.processes["sequence"][0]) if len(self.processes) else 0
+        return int(self._books["start"][ring])
+
+    def know(self, process: Identity) -> None:
+        """From now on this process's own events are not reported (I8)."""
+        bpf.update(self._identities, process.key, IDENTITY.pack(0, OURS))
+
+    def remove_links(self) -> None:
+        """Let no event come in any more; what is in the rings stays there."""
+        for path in Path(self.manifest.pins).glob("link_*"):
+            path.unlink()
+
+    def attempted(self) -> Ints:
+        """Events per kind that hooks saw: the kernel's counters, runs that it skipped, and the look at /proc."""
+        kinds: Ints = self._books["kinds"]["attempted"].sum(axis=0) + self.misses()
+        kinds[by_name()["process"].number] += self.manifest.processes
+        return kinds
+
+    def misses(self) -> Ints:
+        """Events per kind that the kernel skipped because the program was running already on that CPU."""
+        found = zeros()
+        for kind, fd in self._programs.values():
+            found[kind] += bpf.program_misses(fd)
+        return found
+
+    def chunks_attempted(self) -> dict[int, int]:
+        """Ring → numbers given out."""
+        found = {ring: int(self._books["sequence"][ring]) - self.start(ring) for ring in self.manifest.rings}
+        if len(self.processes):
+            found[PROC_RING] = len(self.processes)
+        return found
+
+    def look(self, unread: Callable[[], Mapping[int, tuple[int, Ints]]]) -> KernelBooks:
+        """All of the kernel's terms. `unread` counts what stands in the rings behind the reader's cursors."""
+        attempted = self.attempted()
+        standing = unread()
+        kinds = self._books["kinds"]
+        tally: Tally = {("lost", "kernel", "skipped"): self.misses()}
+        for counter, (stage, reason) in LOST.items():
+            tally["lost", stage, reason] = kinds[counter].sum(axis=0)
+        for counter, reason in FILTERED.items():
+            tally["filtered", "kernel", reason] = kinds[counter].sum(axis=0)
+        chunks = self.chunks_attempted()
+        drops = {ring: int(self._books["drops"][ring]) for ring in self.manifest.rings} | {PROC_RING: 0}
+        return KernelBooks(
+            attempted=attempted,
+            tally=tally,
+            unread=sum((events for _, events in standing.values()), zeros()),
+            rings={
+                ring: (chunks[ring], drops[ring], standing[ring][0] if ring in standing else 0)
+                for ring in chunks
+            },
+        )
+
+    def troubles(self) -> dict[str, int]:
+        """Counters that should stay 0: rings that were missing, full maps, events cut short by a tail call."""
+        return {name: int(self._books[name].sum()) for name in ("no_ring", "identity_full", "cut_calls")}

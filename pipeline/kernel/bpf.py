@@ -1,0 +1,143 @@
+"""The bpf system call, as far as the long-running process needs it: no bcc, no LLVM.
+
+Works on file descriptors; errors are OSError with the kernel's errno.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import struct
+from pathlib import Path
+from typing import Final
+
+__all__ = [
+    "NOEXIST",
+    "create_array",
+    "create_ring",
+    "delete",
+    "get",
+    "keys",
+    "lookup",
+    "map_info",
+    "map_memory",
+    "pin",
+    "program_misses",
+    "update",
+]
+
+NOEXIST: Final = 1
+MAP_TYPE_ARRAY: Final = 2
+MAP_TYPE_RINGBUF: Final = 27
+MMAPABLE: Final = 1 << 10
+
+_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT, _PIN, _GET, _INFO = 0, 1, 2, 3, 4, 6, 7, 15
+_SYSCALL: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280}.get(os.uname().machine, 321)
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def _bpf(command: int, attributes: bytes, what: str) -> int:
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    result = int(_libc.syscall(_SYSCALL, command, buffer, len(attributes)))
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+    return result
+
+
+def _address(data: ctypes.Array[ctypes.c_char] | None) -> int:
+    return ctypes.addressof(data) if data is not None else 0
+
+
+def create_ring(size: int, name: str) -> int:
+    """A new ring buffer map of `size` bytes (a power of two of pages)."""
+    attributes = struct.pack("=IIIIIII16s", MAP_TYPE_RINGBUF, 0, 0, size, 0, 0, 0, name.encode()[:15])
+    return _bpf(_CREATE, attributes.ljust(72, b"\0"), name)
+
+
+def create_array(value_size: int, entries: int, name: str) -> int:
+    """A new array map that can be mapped into memory."""
+    attributes = struct.pack(
+        "=IIIIIII16s", MAP_TYPE_ARRAY, 4, value_size, entries, MMAPABLE, 0, 0, name.encode()[:15]
+    )
+    return _bpf(_CREATE, attributes.ljust(72, b"\0"), name)
+
+
+def pin(fd: int, path: Path) -> None:
+    """Give a map, program or link a name in bpffs."""
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    _bpf(_PIN, struct.pack("=QII", _address(name), fd, 0), str(path))
+
+
+def get(path: Path) -> int:
+    """Descriptor of what is pinned under a name."""
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    return _bpf(_GET, struct.pack("=QII", _address(name), 0, 0), str(path))
+
+
+def lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
+    """The value of a key, or None."""
+    k, v = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value_size)
+    try:
+        _bpf(_LOOKUP, struct.pack("=IIQQQ", fd, 0, _address(k), _address(v), 0), "lookup")
+    except FileNotFoundError:
+        return None
+    return v.raw
+
+
+def update(fd: int, key: bytes, value: bytes, flags: int = 0) -> bool:
+    """Set a key; with NOEXIST, False where it is there already."""
+    k, v = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
+    try:
+        _bpf(_UPDATE, struct.pack("=IIQQQ", fd, 0, _address(k), _address(v), flags), "update")
+    except FileExistsError:
+        return False
+    return True
+
+
+def delete(fd: int, key: bytes) -> None:
+    """Remove a key; it may be gone already."""
+    k = ctypes.create_string_buffer(key, len(key))
+    try:
+        _bpf(_DELETE, struct.pack("=IIQQQ", fd, 0, _address(k), 0, 0), "delete")
+    except FileNotFoundError:
+        return
+
+
+def keys(fd: int, key_size: int) -> list[bytes]:
+    """All keys of a hash map, as they were while it was walked."""
+    found: list[bytes] = []
+    current: ctypes.Array[ctypes.c_char] | None = None
+    while True:
+        following = ctypes.create_string_buffer(key_size)
+        try:
+            _bpf(
+                _NEXT, struct.pack("=IIQQQ", fd, 0, _address(current), _address(following), 0), "next key"
+            )
+        except FileNotFoundError:
+            return found
+        found.append(following.raw)
+        current = following
+
+
+def map_info(fd: int) -> tuple[int, int]:
+    """(bytes of a value, entries) of a map; for a ring: (0, bytes)."""
+    info = ctypes.create_string_buffer(80)
+    _bpf(_INFO, struct.pack("=IIQ", fd, 80, _address(info)), "map info")
+    _, _, _, value_size, entries = struct.unpack_from("=IIIII", info.raw)
+    return value_size, entries
+
+
+def program_misses(fd: int) -> int:
+    """How often the kernel skipped a program because it was running already on that CPU (since Linux 5.12)."""
+    info = ctypes.create_string_buffer(232)
+    _bpf(_INFO, struct.pack("=IIQ", fd, 232, _address(info)), "program info")
+    return int(struct.unpack_from("=Q", info.raw, 208)[0])
+
+
+def map_memory(fd: int, size: int, writable: bool = True) -> mmap.mmap:
+    """The values of an array map as memory; `size` is rounded up to whole pages."""
+    protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+    return mmap.mmap(fd, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE, mmap.MAP_SHARED, protection)

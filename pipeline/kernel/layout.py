@@ -1,0 +1,145 @@
+"""What loader and pipeline agree on: names of pins, and the maps' bytes as bpf/chunk.h and bpf/identity.h have them."""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline.config import Config
+from pipeline.event import Array
+from pipeline.schema import KINDS, by_name
+
+__all__ = [
+    "AREA_SIZE",
+    "BOOKS",
+    "CPUS_PRESENT",
+    "FILTERED",
+    "IDENTITY",
+    "IDENTITY_KEY",
+    "LOST",
+    "OURS",
+    "TEST",
+    "TICK",
+    "Identity",
+    "books_view",
+    "cpus",
+    "cgroup_known",
+    "settings",
+    "start_ticks",
+]
+
+_KIND: Final = np.dtype(
+    [
+        ("attempted", "<i8"),
+        ("lost_full", "<i8"),
+        ("lost_call", "<i8"),
+        ("filtered_self", "<i8"),
+        ("filtered_test", "<i8"),
+        ("filtered_uid", "<i8"),
+        ("filtered_cgroup", "<i8"),
+        ("filtered_kind", "<i8"),
+    ]
+)
+BOOKS: Final = np.dtype(
+    [
+        ("sequence", "<i8"),
+        ("start", "<i8"),
+        ("drops", "<i8"),
+        ("no_ring", "<i8"),
+        ("hidden", "<i8"),
+        ("identity_full", "<i8"),
+        ("cut_calls", "<i8"),
+        ("spare", "<i8"),
+        ("kinds", _KIND, (KINDS,)),
+    ]
+)
+"""struct books: one ring's counters in the kernel."""
+
+LOST: Final = {"lost_full": ("ring", "full"), "lost_call": ("kernel", "tail call")}
+"""Counter → (stage, reason) of events that the kernel lost."""
+FILTERED: Final = {
+    "filtered_self": "self",
+    "filtered_test": "self-test",
+    "filtered_uid": "uid",
+    "filtered_cgroup": "cgroup",
+    "filtered_kind": "events",
+}
+"""Counter → reason of events that the kernel filtered."""
+
+AREA_SIZE: Final = 512 * 1024
+"""Bytes of the pinned checkpoint (sinks/checkpoint.py)."""
+CPUS_PRESENT: Final = Path("/sys/devices/system/cpu/present")
+
+OURS: Final = 1
+TEST: Final = 2
+TICK: Final = 10_000_000
+"""ns: starts of processes are compared in ticks, which is what /proc shows."""
+IDENTITY_KEY: Final = struct.Struct("=QQ")
+"""start in ticks, pid."""
+IDENTITY: Final = struct.Struct("=QQ")
+"""exec id (0: unknown), flags."""
+_SETTINGS: Final = struct.Struct("=QIIIIIIII")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A process as the kernel's map keys it."""
+
+    pid: int
+    start: int
+    """Ticks since boot."""
+
+    @property
+    def key(self) -> bytes:
+        """The key in `identities`."""
+        return IDENTITY_KEY.pack(self.start, self.pid)
+
+    def plain(self) -> dict[str, int]:
+        """For the loader's request."""
+        return asdict(self)
+
+
+def start_ticks(pid: int) -> int:
+    """When a process started, ticks since boot (field 22 of its stat)."""
+    text = Path(f"/proc/{pid}/stat").read_text()
+    return int(text[text.rindex(")") + 2 :].split()[19])
+
+
+def cpus() -> list[int]:
+    """The CPUs that are present: each gets a ring."""
+    found: list[int] = []
+    for part in CPUS_PRESENT.read_text().strip().split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def cgroup_known() -> bool:
+    """Whether processes live in version-2 cgroups. Under version 1 the id that the kernel gives is always the root's."""
+    return os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+
+
+def settings(config: Config, kinds: list[str]) -> bytes:
+    """struct settings for a configuration; `kinds` are those to report."""
+    mask = sum(1 << by_name()[kind].number for kind in kinds)
+    return _SETTINGS.pack(
+        mask,
+        config.environment.enabled,
+        bool(config.kernel.uids),
+        bool(config.kernel.cgroups),
+        cgroup_known(),
+        config.caps.path,
+        config.caps.argv,
+        config.caps.environment,
+        0,
+    )
+
+
+def books_view(memory: Any, rings: int) -> Array:
+    """The kernel's counters as an array of BOOKS, live."""
+    return np.frombuffer(memory, BOOKS, rings)

@@ -1,0 +1,145 @@
+"""One CPU's ring: read ahead with a cursor of our own, move the consumer position only when told that it is safe.
+
+The kernel maps a ring as one page with the consumer position, one with the producer position, and the data
+twice in a row, so that what wraps around is contiguous all the same. Chunks have a fixed stride, so what is between
+cursor and producer *is* an array: it is viewed, its headers are checked all at once, and nothing is copied.
+
+The kernel wakes a waiting reader only when the consumer position has caught up with the producer's. We hold that
+position back until what was read is acknowledged, so the source must look again by itself while anything is
+unsafe, and may wait on the descriptor only when all is (sources/rings.py).
+
+x86 keeps stores in order, so a length word that is not busy vouches for the chunk behind it.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.chunk import BUSY, DISCARD, HEADER, SIZE, STRIDE
+from pipeline.event import Gap, Slice, count
+from pipeline.ledger import zeros
+from pipeline.schema import KINDS
+
+__all__ = ["Ring", "RingMemory"]
+
+PAGE: Final = mmap.PAGESIZE
+
+
+class RingMemory:
+    """The three mapped parts of a ring, of a BPF map or of anything with the same layout."""
+
+    def __init__(self, consumer: Any, producer_and_data: Any, size: int) -> None:
+        self.size = size
+        self.consumer: NDArray[np.int64] = np.frombuffer(consumer, np.int64, 1)
+        self.producer: NDArray[np.int64] = np.frombuffer(producer_and_data, np.int64, 1)
+        data = np.frombuffer(producer_and_data, np.uint8, 2 * size, PAGE)
+        self.chunks: NDArray[Any] = data.view(HEADER)
+
+    @classmethod
+    def of_map(cls, fd: int, size: int) -> RingMemory:
+        """Map a BPF ring buffer of `size` bytes."""
+        consumer = mmap.mmap(fd, PAGE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        rest = mmap.mmap(fd, PAGE + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=PAGE)
+        return cls(consumer, rest, size)
+
+
+class Ring:
+    """Reads a ring's chunks in order and finds its gaps.
+
+    `cursor` is where reading goes on, `position` what is safe: both in bytes, ever growing. `expected` is the
+    sequence that the next chunk should have.
+    """
+
+    def __init__(self, number: int, memory: RingMemory, position: int, expected: int) -> None:
+        self.number = number
+        self.position = self.cursor = position
+        self.expected = expected
+        self._memory = memory
+        self._time = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that the ring can hold."""
+        return self._memory.size
+
+    @property
+    def idle(self) -> bool:
+        """Everything was read, and all of it is safe."""
+        return self.position == self.cursor == int(self._memory.producer[0])
+
+    @property
+    def filled(self) -> float:
+        """The part of the ring that is taken, 0 to 1: unread, or read and not yet safe."""
+        return (int(self._memory.producer[0]) - self.position) / self.size
+
+    def read(self, limit: int = 65536) -> Slice | None:
+        """Take the next chunks, at most `limit`; None: there are none.
+
+        A chunk that is still being written (busy) ends the slice: the ring is in order of reservation.
+        """
+        chunks = self._waiting(limit)
+        if not len(chunks):
+            return None
+        lengths = chunks["length"]
+        if not (lengths == SIZE).all():
+            busy = np.flatnonzero(lengths & BUSY)
+            if len(busy):
+                chunks = chunks[: busy[0]]
+                if not len(chunks):
+                    return None
+        found = Slice(self.number, self.cursor, chunks, self._gaps(chunks))
+        self.cursor += len(chunks) * STRIDE
+        return found
+
+    def release(self, position: int) -> None:
+        """What lies before this position is safe: the kernel may write over it."""
+        if not self.position <= position <= self.cursor:
+            raise AssertionError(f"ring {self.number}: {position} is not in {self.position}..{self.cursor}")
+        self.position = position
+        self._memory.consumer[0] = position
+
+    def unread(self) -> tuple[int, NDArray[np.int64]]:
+        """(chunks, events per kind) that stand behind the cursor: looked at, not taken."""
+        chunks = self._waiting(self.size // STRIDE)
+        chunks = chunks[(chunks["length"] & (BUSY | DISCARD)) == 0]
+        kinds = chunks["kind"][chunks["part"] == 0]
+        return len(chunks), count(kinds[kinds < KINDS]) if len(kinds) else zeros()
+
+    def _waiting(self, limit: int) -> NDArray[Any]:
+        n = min((int(self._memory.producer[0]) - self.cursor) // STRIDE, limit)
+        first = self.cursor % self.size // STRIDE
+        return self._memory.chunks[first : first + n]
+
+    def _gaps(self, chunks: NDArray[Any]) -> tuple[Gap, ...]:
+        sequences = chunks["sequence"]
+        first, last = int(sequences[0]), int(sequences[-1])
+        before, self._time = self._time, int(chunks["time"][-1])
+        expected = self.expected
+        if first == expected and last - first == len(chunks) - 1 and bool((np.diff(sequences) == 1).all()):
+            self.expected = last + 1
+            return ()
+        highest = np.maximum.accumulate(np.concatenate(([expected - 1], sequences)))
+        self.expected = int(highest[-1]) + 1
+        times = np.concatenate(([before], chunks["time"][:-1]))
+        return tuple(
+            self._gap(chunks, int(i), int(highest[i]), int(times[i]))
+            for i in np.flatnonzero(sequences - highest[:-1] != 1)
+        )
+
+    def _gap(self, chunks: NDArray[Any], i: int, highest: int, before: int) -> Gap:
+        """What is odd at chunk i. A number below the highest so far fills a gap that was reported too soon: its program
+        was preempted between taking the number and reserving the space."""
+        sequence, late = int(chunks["sequence"][i]), int(chunks["sequence"][i]) <= highest
+        return Gap(
+            self.number,
+            first=sequence if late else highest + 1,
+            last=sequence if late else sequence - 1,
+            before=before,
+            after=int(chunks["time"][i]),
+            position=self.cursor + i * STRIDE,
+            filled=late,
+        )
