@@ -23,6 +23,7 @@ from pipeline.values import (
     Events,
     GiB,
     KiB,
+    Limit,
     MiB,
     Names,
     Numbers,
@@ -145,7 +146,7 @@ class Config(Table):
     """Kinds to report; empty: every kind whose surface costs nothing to those who do not ask."""
     surface: Literal["auto", "lsm", "fexit", "tracepoint", "perf", "audit"] = "auto"
     filter: Text = None
-    duration: Seconds | None = None
+    duration: Limit = None
     quiet: bool = False
     expiry: Seconds = 0.5
     """How long an unfinished event may hold the others back, seconds."""

@@ -21,6 +21,7 @@ __all__ = [
     "Events",
     "GiB",
     "KiB",
+    "Limit",
     "MiB",
     "Names",
     "Numbers",
@@ -130,6 +131,8 @@ Cap = Annotated[int, BeforeValidator(_size), AfterValidator(_cap)]
 RingSize = Annotated[int, BeforeValidator(_size), AfterValidator(_ring_size)]
 """Bytes of a ring buffer, as the kernel takes them."""
 Seconds = Annotated[float, BeforeValidator(_seconds)]
+Limit = Annotated[Seconds | None, BeforeValidator(_optional)]
+"""Seconds, or none."""
 Text = Annotated[str | None, BeforeValidator(_optional)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_list)]
 Events = Annotated[tuple[str, ...], BeforeValidator(_list), AfterValidator(_events)]

@@ -231,10 +231,10 @@ def ledger(state: State = None, config: File = None, as_json: Json = False) -> N
 
     Can be read while `run` is live and after it ended. The exit status is 0 if they balance.
     """
+    settings = configure(config, state=state)
     from pipeline.app import statement
     from pipeline.tables import console, print_ledger
 
-    settings = configure(config, state=state)
     books = statement(settings.state, settings.pins)
     if as_json:
         print(json.dumps(books, indent=2))
