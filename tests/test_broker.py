@@ -115,9 +115,11 @@ def test_a_paused_broker_answers_again_when_resumed(kafka: Broker) -> None:
     client = AdminClient({"bootstrap.servers": kafka.address, "log_level": 0})
     client.list_topics(timeout=10)
     kafka.pause()
-    with pytest.raises(KafkaException):
-        client.list_topics(timeout=0.5)
-    kafka.resume()
+    try:
+        with pytest.raises(KafkaException):
+            client.list_topics(timeout=0.5)
+    finally:
+        kafka.resume()
     assert client.list_topics(timeout=20).brokers
 
 

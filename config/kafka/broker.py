@@ -228,6 +228,9 @@ class Broker:
     def pause(self) -> None:
         """Make it hang: connections stay, nothing answers."""
         self._signal(signal.SIGSTOP)
+        # Each thread stops in its own time: until the last has, an answer may still come.
+        while any(state not in "TtZX" for state in self._thread_states()):
+            time.sleep(0.001)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
@@ -338,6 +341,11 @@ class Broker:
             return handle
         os.close(handle)
         return None
+
+    def _thread_states(self) -> Iterator[str]:
+        for stat in Path(f"/proc/{self.pid}/task").glob("*/stat"):
+            with contextlib.suppress(OSError):  # that thread has just ended
+                yield stat.read_text().rpartition(")")[2].split()[0]
 
     def _signal(self, number: signal.Signals) -> None:
         handle = self._open()
