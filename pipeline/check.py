@@ -1,7 +1,7 @@
 """What this host allows, before anything is attached to stay: the findings behind `promissory check`.
 
-Every finding comes from asking the host: the kernel by loading programs (the loader's probe, in a process of
-its own, for LLVM may fall over), the broker by talking to it, the folders by looking.
+Every finding comes from asking the host: the kernel by loading programs (the loader's probe,
+in a process of its own), the broker by talking to it, the folders by looking.
 """
 
 from __future__ import annotations
@@ -12,11 +12,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -24,6 +21,9 @@ from pipeline import place
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.kafka import AwayError, BrokerError, present
+from pipeline.kernel.attachment import BPFFS, probe
+from pipeline.kernel.layout import cpus
+from pipeline.kernel.manifest import Hook
 from pipeline.render import size
 from pipeline.schema import by_name
 from pipeline.tables import console, mark, table
@@ -63,7 +63,7 @@ def look(config: Config) -> list[Finding]:
         findings += surfaces(config)
     else:
         findings.append(Finding("events", "fail", "not tried", "mend the above first"))
-    findings += [memory(config.ring.size, os.cpu_count() or 1), *targets(config)]
+    findings += [memory(config.ring.size, len(cpus())), *targets(config)]
     return findings
 
 
@@ -75,7 +75,7 @@ def can_run(findings: list[Finding]) -> bool:
 def print_findings(findings: list[Finding]) -> None:
     """The findings as a table."""
     rows = ((f.what, mark(f.status), f.answer, f.advice) for f in findings)
-    console().print(table(["what", "", "answer", "what to do"], rows))
+    console().print(table(["what", "", "answer", "note"], rows))
 
 
 # ---- the host
@@ -128,7 +128,9 @@ def bpffs(pins: Path, mounts: Path = Path("/proc/mounts")) -> Finding:
     at = next((point for point in points if pins.is_relative_to(point)), None)
     if at:
         return Finding("bpffs", "ok", f"{pins} lies in {at}")
-    return Finding("bpffs", "fail", f"{pins} is in no bpffs", "mount -t bpf bpf /sys/fs/bpf, or set pins")
+    if pins.is_relative_to(BPFFS):
+        return Finding("bpffs", "ok", f"{BPFFS} is not mounted yet; run and attach mount it")
+    return Finding("bpffs", "fail", f"{pins} is in no bpffs", f"set pins to a folder in {BPFFS}")
 
 
 def memory(ring: int, cpus: int, meminfo: Path = Path("/proc/meminfo")) -> Finding:
@@ -149,44 +151,36 @@ def memory(ring: int, cpus: int, meminfo: Path = Path("/proc/meminfo")) -> Findi
 
 def surfaces(config: Config) -> list[Finding]:
     """Each event's surfaces, with the kernel's own answer."""
-    from pipeline.kernel.loader import probe
-
     try:
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            tried = pool.submit(probe, config).result()
-    except (UserError, BrokenProcessPool) as error:
-        return [
-            Finding(
-                "events", "fail", str(error) or "the loader's process died", "see the state folder's logs"
-            )
-        ]
-    return list(judge(config, tried))
+        return list(judge(config, probe(config)))
+    except UserError as error:
+        return [Finding("events", "fail", str(error), f"see {config.state}/loader.log")]
 
 
-def judge(config: Config, tried: list[dict[str, Any]]) -> Iterator[Finding]:
+def judge(config: Config, tried: Sequence[Hook]) -> Iterator[Finding]:
     """What the probe's answers mean: an event that is wanted needs one surface that works."""
-    working = {row["event"] for row in tried if row["works"]}
-    for row in tried:
-        name = row["event"]
-        free = any(not surface.cost for surface in by_name()[name].surfaces)
-        is_wanted = name in config.events if config.events else free
-        where = f"{row['surface']} {row['hook']}".strip()
-        answer = f"{where}: {row['answer']}"
-        if row["works"]:
-            note = (
-                f"off unless --events names it: {row['cost']}"
-                if row["cost"] and not is_wanted
-                else row["cost"]
-            )
-            yield Finding(name, "ok", answer, note)
-        elif name in working:
-            yield Finding(name, "ok", answer, "another surface serves")
-        elif is_wanted:
+    working = {hook.event for hook in tried if hook.works}
+    for name, schema in by_name().items():
+        is_free = any(not surface.cost for surface in schema.surfaces)
+        is_wanted = name in config.events if config.events else is_free
+        hooks = [hook for hook in tried if hook.event == name]
+        for hook in hooks:
+            answer = f"{hook.surface} {hook.hook}".strip() + f": {hook.answer}"
+            if hook.works or name in working:
+                yield Finding(name, "ok", answer, hook.cost if hook.works else "another surface serves")
+            elif is_wanted:
+                advice = f"leave {name} out of --events, or boot a kernel that allows it"
+                yield Finding(name, "fail", answer, advice)
+            else:
+                yield Finding(name, "warn", answer, "not asked for; this host cannot give it")
+        if not hooks and is_wanted:
+            names = ", ".join(surface.name for surface in schema.surfaces)
             yield Finding(
-                name, "fail", answer, f"leave {name} out of --events, or boot a kernel that allows it"
+                name, "fail", f"has no surface {config.surface}", f"take --surface auto, or {names}"
             )
-        else:
-            yield Finding(name, "warn", answer, "off by default; cannot be had on this host")
+        elif not hooks:
+            cost = "; ".join(surface.cost for surface in schema.surfaces if surface.cost)
+            yield Finding(name, "ok", "off, not tried: --events did not name it", cost)
 
 
 # ---- where events go

@@ -61,7 +61,7 @@ class Table(BaseModel):
 class Ring(Table):
     """One CPU's ring buffer."""
 
-    size: RingSize = Field(default_factory=lambda: default_ring_size(os.cpu_count() or 1))
+    size: RingSize = Field(default_factory=lambda: default_ring_size(os.sysconf("SC_NPROCESSORS_CONF")))
 
 
 class Caps(Table):

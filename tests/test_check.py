@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from pipeline import check
 from pipeline.check import Finding
 from pipeline.config import Config, load
+from pipeline.kernel.manifest import Hook
 
 
 def config(**flags: Any) -> Config:
@@ -51,7 +51,8 @@ def test_bpffs(tmp_path: Path) -> None:
     assert check.bpffs(Path("/sys/fs/bpf/promissory"), mounts).status == "ok"
     assert check.bpffs(Path("/sys/fs/bpfother/x"), mounts).status == "fail"
     mounts.write_text("tmpfs /sys/fs/bpf tmpfs rw 0 0\n")
-    assert check.bpffs(Path("/sys/fs/bpf/promissory"), mounts).status == "fail"
+    assert check.bpffs(tmp_path, mounts).status == "fail"
+    assert "not mounted yet" in check.bpffs(Path("/sys/fs/bpf/promissory"), mounts).answer
 
 
 @pytest.mark.parametrize(("free_kb", "status"), [(1 << 20, "ok"), (50_000, "warn"), (30_000, "fail")])
@@ -73,42 +74,49 @@ def test_disk(tmp_path: Path) -> None:
     assert not (tmp_path / "not").exists()
 
 
-def answers(**works: bool) -> list[dict[str, Any]]:
-    return [
-        {
-            "event": event,
-            "surface": "tracepoint",
-            "hook": "h",
-            "works": ok,
-            "answer": "as the kernel says",
-            "cost": "dear" if event == "exec_failed" else "",
-        }
-        for event, ok in works.items()
-    ]
+def hook(event: str, works: bool, surface: str = "tracepoint", cost: str = "") -> Hook:
+    return Hook(event, surface, "hook", "program", works, "as the kernel says", cost)
 
 
-def judged(tried: list[dict[str, Any]], **flags: Any) -> Mapping[str, Finding]:
+ALL = [hook(name, True) for name in ("exec", "fork", "exit", "process")]
+
+
+def judged(tried: list[Hook], **flags: Any) -> dict[str, Finding]:
     return {finding.what: finding for finding in check.judge(config(**flags), tried)}
 
 
 def test_an_event_that_is_wanted_needs_a_surface() -> None:
-    found = judged(answers(exec=True, exit=False))
-    assert found["exec"].status == "ok"
-    assert found["exec"].answer == "tracepoint h: as the kernel says"
-    assert found["exit"].status == "fail"
-    assert judged(answers(exec=True, exit=False), events="exec")["exit"].status == "warn"
+    assert {finding.status for finding in judged(ALL).values()} == {"ok"}
+    assert judged(ALL)["exec"].answer == "tracepoint hook: as the kernel says"
+    without_exit = [hook(h.event, h.event != "exit") for h in ALL]
+    assert judged(without_exit)["exit"].status == "fail"
+    assert judged(without_exit, events="exec")["exit"].status == "warn"
+    assert judged(ALL[:3])["process"].status == "fail"
 
 
 def test_a_surface_that_serves_excuses_another() -> None:
-    tried = [*answers(exec=True), answers(exec=False)[0] | {"surface": "lsm"}]
-    assert [f.status for f in check.judge(config(), tried)] == ["ok", "ok"]
+    tried = [hook("exec", False, "lsm"), *ALL]
+    found = [finding for finding in check.judge(config(), tried) if finding.what == "exec"]
+    assert [(finding.status, finding.advice) for finding in found] == [
+        ("ok", "another surface serves"),
+        ("ok", ""),
+    ]
 
 
-def test_costly_events_are_off_unless_named() -> None:
-    assert "off unless --events names it: dear" in judged(answers(exec_failed=True))["exec_failed"].advice
-    assert judged(answers(exec_failed=True), events="exec_failed")["exec_failed"].advice == "dear"
-    assert judged(answers(exec_failed=False))["exec_failed"].status == "warn"
-    assert judged(answers(exec_failed=False), events="exec_failed")["exec_failed"].status == "fail"
+def test_costly_events_are_off_unless_named_and_say_their_cost() -> None:
+    off = judged(ALL)["exec_failed"]
+    assert off.status == "ok"
+    assert "off, not tried" in off.answer
+    assert "21 ns" in off.advice
+    asked = {"events": "exec_failed"}
+    assert judged([*ALL, hook("exec_failed", True, cost="dear")], **asked)["exec_failed"].advice == "dear"
+    assert judged([*ALL, hook("exec_failed", False, cost="dear")], **asked)["exec_failed"].status == "fail"
+
+
+def test_a_surface_that_an_event_does_not_have() -> None:
+    found = judged([ALL[3]], surface="perf")["exec"]
+    assert (found.status, found.answer) == ("fail", "has no surface perf")
+    assert found.advice == "take --surface auto, or tracepoint"
 
 
 def statuses(**flags: Any) -> dict[str, str]:

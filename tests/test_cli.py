@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -183,3 +184,42 @@ def test_a_terminal_without_the_characters_ends_nothing() -> None:
     done = promissory("schema", "list", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert done.returncode == 0
     assert "exec/1" in done.stdout
+
+
+# ---- on the live kernel
+
+
+@pytest.fixture
+def pins() -> Iterator[str]:
+    folder = f"/sys/fs/bpf/promissory-test-{os.getpid()}"
+    yield folder
+    promissory("detach", PROMISSORY_PINS=folder)
+
+
+@pytest.mark.kernel
+def test_check_asks_the_kernel(tmp_path: Path, pins: str) -> None:
+    done = promissory("check", "--json", "--state", str(tmp_path), PROMISSORY_PINS=pins)
+    assert done.returncode == 0, done
+    found = {finding["what"]: finding for finding in json.loads(done.stdout)}
+    for event in ("exec", "fork", "exit"):
+        assert found[event]["status"] == "ok"
+        assert "our own act came through" in found[event]["answer"]
+    assert "21 ns" in found["exec_failed"]["advice"]
+    assert not Path(pins).exists()
+
+
+@pytest.mark.kernel
+def test_attach_stays_and_detach_leaves_nothing(tmp_path: Path, pins: str) -> None:
+    assert promissory("attach", PROMISSORY_PINS=pins, PROMISSORY_STATE=str(tmp_path)).stdout.startswith(
+        "attached: exec (tracepoint), fork"
+    )
+    assert Path(pins, "ring_0").exists()
+    assert "`promissory detach` removes them" in complaint(
+        "attach", status=1, PROMISSORY_PINS=pins, PROMISSORY_STATE=str(tmp_path)
+    )
+    assert promissory("detach", PROMISSORY_PINS=pins, PROMISSORY_STATE=str(tmp_path)).stdout == "detached\n"
+    assert not Path(pins).exists()
+    assert (
+        promissory("detach", PROMISSORY_PINS=pins, PROMISSORY_STATE=str(tmp_path)).stdout
+        == f"nothing was attached in {pins}\n"
+    )

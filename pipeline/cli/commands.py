@@ -248,9 +248,10 @@ def attach(state: State = None, config: File = None, events: Events = None, surf
     """Attach probes that stay when this command ends: rings fill until a `run` takes what is in them."""
     settings = configure(config, state=state, events=events, surface=surface)
     need_root("attach")
-    from pipeline.kernel import loader
+    from pipeline.kernel.attachment import attach as attach_probes
 
-    loader.attach(settings)
+    manifest = attach_probes(settings)
+    print(f"attached: {', '.join(f'{event} ({name})' for event, name in manifest.surfaces.items())}")
 
 
 @app.command()
@@ -258,9 +259,9 @@ def detach(state: State = None, config: File = None) -> None:
     """Remove every pin, link and map of ours from the kernel."""
     settings = configure(config, state=state)
     need_root("detach")
-    from pipeline.kernel import loader
+    from pipeline.kernel.attachment import detach as detach_probes
 
-    loader.detach(settings)
+    print("detached" if detach_probes(settings) else f"nothing was attached in {settings.pins}")
 
 
 @schemas.command("list")
