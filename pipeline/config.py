@@ -20,19 +20,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.errors import UserError
 from pipeline.values import (
     Cap,
+    Cgroups,
     Events,
     GiB,
     KiB,
     Limit,
     MiB,
     Names,
-    Numbers,
     Patterns,
     Properties,
     RingSize,
     Seconds,
     Size,
     Text,
+    Uids,
 )
 
 __all__ = ["PREFIX", "Config", "default_ring_size", "load"]
@@ -110,8 +111,8 @@ class Redact(Table):
 class Kernel(Table):
     """Filters in the kernel; empty: everything is reported."""
 
-    uids: Numbers = ()
-    cgroups: Numbers = ()
+    uids: Uids = ()
+    cgroups: Cgroups = ()
 
 
 class Store(Table):

@@ -18,19 +18,20 @@ from pipeline.schema import by_name
 
 __all__ = [
     "Cap",
+    "Cgroups",
     "Events",
     "GiB",
     "KiB",
     "Limit",
     "MiB",
     "Names",
-    "Numbers",
     "Patterns",
     "Properties",
     "RingSize",
     "Seconds",
     "Size",
     "Text",
+    "Uids",
 ]
 
 KiB: Final = 1 << 10
@@ -137,7 +138,13 @@ Text = Annotated[str | None, BeforeValidator(_optional)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_list)]
 Events = Annotated[tuple[str, ...], BeforeValidator(_list), AfterValidator(_events)]
 """Names of event schemas."""
-Numbers = Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 64)], ...], BeforeValidator(_list)]
+Uids = Annotated[
+    tuple[Annotated[int, Field(ge=0, lt=1 << 32)], ...], BeforeValidator(_list), Field(max_length=1024)
+]
+Cgroups = Annotated[
+    tuple[Annotated[int, Field(ge=0, lt=1 << 64)], ...], BeforeValidator(_list), Field(max_length=1024)
+]
+"""Both as many as the kernel's maps have room for."""
 Patterns = Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], BeforeValidator(_lines)]
 """Regular expressions, as text."""
 Properties = Annotated[dict[str, str], BeforeValidator(_properties)]
