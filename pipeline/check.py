@@ -22,7 +22,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.kafka import AwayError, BrokerError, present
 from pipeline.kernel.attachment import BPFFS, probe
-from pipeline.kernel.layout import cpus
+from pipeline.kernel.layout import cgroup_known, cpus
 from pipeline.kernel.manifest import Hook
 from pipeline.render import size
 from pipeline.schema import by_name
@@ -64,6 +64,7 @@ def look(config: Config) -> list[Finding]:
     else:
         findings.append(Finding("events", "fail", "not tried", "mend the above first"))
     findings += [memory(config.ring.size, len(cpus())), *targets(config)]
+    findings += hierarchy(config, cgroup_known())
     return findings
 
 
@@ -144,6 +145,13 @@ def memory(ring: int, cpus: int, meminfo: Path = Path("/proc/meminfo")) -> Findi
     if total > free // 2:
         return Finding("memory", "warn", answer, "consider a smaller ring.size")
     return Finding("memory", "ok", answer)
+
+
+def hierarchy(config: Config, known: bool) -> Iterator[Finding]:
+    """A filter by cgroup needs ids: under version 1 every process seems to be in the same one."""
+    if config.kernel.cgroups and not known:
+        answer = "this host's processes live in version-1 cgroups, whose ids the kernel does not give"
+        yield Finding("kernel.cgroups", "fail", answer, "leave the key empty, or boot with version 2")
 
 
 # ---- the kernel's surfaces

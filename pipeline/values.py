@@ -138,13 +138,10 @@ Text = Annotated[str | None, BeforeValidator(_optional)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_list)]
 Events = Annotated[tuple[str, ...], BeforeValidator(_list), AfterValidator(_events)]
 """Names of event schemas."""
-Uids = Annotated[
-    tuple[Annotated[int, Field(ge=0, lt=1 << 32)], ...], BeforeValidator(_list), Field(max_length=1024)
-]
-Cgroups = Annotated[
-    tuple[Annotated[int, Field(ge=0, lt=1 << 64)], ...], BeforeValidator(_list), Field(max_length=1024)
-]
-"""Both as many as the kernel's maps have room for."""
+ROOM: Final = Field(max_length=1024)
+"""As much as the kernel's maps hold."""
+Uids = Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 32)], ...], BeforeValidator(_list), ROOM]
+Cgroups = Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 64)], ...], BeforeValidator(_list), ROOM]
 Patterns = Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], BeforeValidator(_lines)]
 """Regular expressions, as text."""
 Properties = Annotated[dict[str, str], BeforeValidator(_properties)]

@@ -119,6 +119,13 @@ def test_a_surface_that_an_event_does_not_have() -> None:
     assert found.advice == "take --surface auto, or tracepoint"
 
 
+def test_a_filter_by_cgroup_needs_ids() -> None:
+    asked = config(kernel={"cgroups": [5]})
+    assert [finding.status for finding in check.hierarchy(asked, known=False)] == ["fail"]
+    assert list(check.hierarchy(asked, known=True)) == []
+    assert list(check.hierarchy(config(), known=False)) == []
+
+
 def statuses(**flags: Any) -> dict[str, str]:
     return {finding.what: finding.status for finding in check.targets(config(**flags))}
 

@@ -238,6 +238,7 @@ def test_a_table_and_a_value_in_the_environment() -> None:
         ("[topic]\npartitions = 1.5", "topic.partitions", "a whole number"),
         ('[ring]\nsize = "3 MiB"', "ring.size", 'a power of two from "4 KiB" to "1 GiB"'),
         ('[caps]\nargv = "17 MiB"', "caps.argv", 'a size from 1 byte to "16 MiB"'),
+        ("[kernel]\nuids = [4294967296]", "kernel.uids", "less than 4294967296"),
         ("[kernel]\nuids = [-1]", "kernel.uids", "greater than or equal to 0"),
         ('surface = "lms"', "surface", "one of 'auto', 'lsm', 'fexit', 'tracepoint', 'perf' or 'audit'"),
         ('[redact]\nargv = ["("]', "redact.argv", "a regular expression"),
