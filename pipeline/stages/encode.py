@@ -1,0 +1,168 @@
+"""encode: events become records. Enriched and filtered batches come in; keys and msgpack values go to the sink.
+
+A record is three parts joined: the fixed one (template.py), the end of `process` (names.py, found by enrich) and the
+promises (tail.py). No dict is built for an event, and Python code runs for an event only where parts are joined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import numpy as np
+
+from pipeline.answers import Host
+from pipeline.event import Array, Batch, Encoded, Ints, Records
+from pipeline.ledger import zeros
+from pipeline.promises import pick
+from pipeline.redact import Redaction
+from pipeline.schema import Schema, by_number
+from pipeline.stages.tail import Tail, Tails
+from pipeline.stages.template import HEADER, Path, Template, columns, header, masks
+
+__all__ = ["Encode"]
+
+MEMORY: Final = 4 << 20
+TEMPLATES: Final = 256
+SLACK: Final = 64
+"""Bytes that a record which is cut may end below its limit: what `unsettled` says of the cut."""
+
+
+class Encode:
+    """The stage. It needs the columns that enrich adds.
+
+    surfaces: kind → name of the surface that it is taken at. limits: family → the most bytes that a key and its value
+    may have together; a record beyond it is cut: its longest promise settles as capped. memory: bytes of encoded
+    promises that are remembered, for each kind and group of promises.
+    """
+
+    name = "encode"
+
+    def __init__(
+        self,
+        host: Host,
+        surfaces: Mapping[str, str],
+        redaction: Redaction,
+        limits: Mapping[str, int] | None = None,
+        memory: int = MEMORY,
+    ) -> None:
+        self._limits = limits or {}
+        self._kinds = {
+            number: _Kind(schema, host, surfaces.get(schema.name, _only(schema)), redaction, memory)
+            for number, schema in by_number().items()
+        }
+
+    def __call__(self, batch: Batch) -> Iterable[Encoded]:
+        """One Encoded per batch, records in the batch's order."""
+        kinds = batch.heads["kind"]
+        keys = np.empty(len(batch), object)
+        values = np.empty(len(batch), object)
+        rows_of: dict[str, list[Ints]] = {}
+        for number in np.flatnonzero(batch.counts).tolist():
+            kind = self._kinds[number]
+            rows = np.flatnonzero(kinds == number)
+            keys[rows], values[rows] = kind(batch, rows, self._limits.get(kind.schema.family))
+            rows_of.setdefault(kind.schema.family, []).append(rows)
+        times = batch.heads["time"] + batch.clock
+        records = {}
+        for family, parts in rows_of.items():
+            rows = np.sort(np.concatenate(parts))
+            ms = times[rows] // 1_000_000
+            records[family] = Records(keys[rows].tolist(), values[rows].tolist(), ms.tolist())
+        span = (int(times.min()), int(times.max())) if len(batch) else (0, 0)
+        return (Encoded(records, batch.counts, batch.passage, span),)
+
+    def finish(self) -> Iterable[Encoded]:
+        """Nothing is held."""
+        return ()
+
+    def held(self) -> Ints:
+        """Nothing is held."""
+        return zeros()
+
+
+def _only(schema: Schema) -> str | None:
+    """The surface of a kind that has but one."""
+    return schema.surfaces[0].name if len(schema.surfaces) == 1 else None
+
+
+class _Kind:
+    """The encoder of one kind."""
+
+    def __init__(
+        self, schema: Schema, host: Host, surface: str | None, redaction: Redaction, memory: int
+    ) -> None:
+        self.schema = schema
+        self._host = host
+        self._surface = surface
+        self._templates: dict[int, Template] = {}
+        self._tails = Tails(schema, redaction, memory) if schema.promises else None
+
+    def __call__(self, batch: Batch, rows: Ints, limit: int | None) -> tuple[list[bytes], list[bytes]]:
+        """Keys and values of these rows."""
+        heads = pick(batch.heads, rows)
+        keys, fixed = self._fixed(heads, batch.clock)
+        origins = [origin.packed for origin in batch.columns["origin"][rows].tolist()]
+        programs = [program.packed for program in batch.columns["program"][rows].tolist()]
+        starts = [a + b + c for a, b, c in zip(fixed, origins, programs, strict=True)]
+        if self._tails is None:
+            return keys, starts
+        parts, singles = self._tails(batch, rows, heads)
+        values = list(map(b"".join, zip(starts, *parts, strict=True)))
+        for at, tail in singles.items():
+            values[at] = _joined(starts[at], tail)
+        if limit is not None and len(keys[0]) + max(map(len, values)) > limit:
+            self._cut(batch, rows, starts, values, limit - len(keys[0]))
+        return keys, values
+
+    def _fixed(self, heads: Array, clock: int) -> tuple[list[bytes], list[bytes]]:
+        """Keys and fixed parts, one pass per set of nil fields."""
+        values = columns(self.schema, heads, clock)
+        mask = masks(self.schema, heads)
+        first = int(mask[0])
+        if (mask == first).all():
+            return self._filled(first, values, slice(None))
+        keys = np.empty(len(heads), object)
+        fixed = np.empty(len(heads), object)
+        for one in np.unique(mask).tolist():
+            rows = np.flatnonzero(mask == one)
+            keys[rows], fixed[rows] = self._filled(one, values, rows)
+        return keys.tolist(), fixed.tolist()
+
+    def _filled(
+        self, mask: int, values: Mapping[Path, Array], rows: slice | Ints
+    ) -> tuple[list[bytes], list[bytes]]:
+        template = self._template(mask)
+        records = template.fill(values, rows)
+        return [record[template.key] for record in records], records
+
+    def _template(self, mask: int) -> Template:
+        template = self._templates.get(mask)
+        if template is None:
+            if len(self._templates) >= TEMPLATES:
+                self._templates.clear()
+            template = self._templates[mask] = Template(self.schema, self._host, self._surface, mask)
+        return template
+
+    def _cut(
+        self, batch: Batch, rows: Ints, starts: list[bytes], values: list[bytes], limit: int
+    ) -> None:
+        """Cut what is beyond the limit, longest promise first; what cannot be made to fit stays for the sink to refuse."""
+        assert self._tails is not None
+        for at, value in enumerate(values):
+            if len(value) <= limit:
+                continue
+            caps: dict[str, int] = {}
+            tail = self._tails.single(batch, int(rows[at]))
+            while (over := len(values[at]) - limit) > 0 and tail.shown:
+                keep = max(0, tail.size - over - SLACK)
+                caps[tail.longest] = tail.shown * keep // tail.size
+                tail = self._tails.single(batch, int(rows[at]), caps)
+                values[at] = _joined(starts[at], tail)
+
+
+def _joined(start: bytes, tail: Tail) -> bytes:
+    """A record whose map may have more keys than its template's."""
+    keys = int.from_bytes(start[1:HEADER], "big") + tail.keys
+    return header(keys) + start[HEADER:] + tail.packed
+
