@@ -72,7 +72,7 @@ PROGRAM(exec_walk)
     if (!book || !set || !s)
         return 0;
     void *file = (void *)READ(mm_struct, exe_file, READ(task_struct, mm, ctx->args[0]));
-    if (walk_paths(&s->walk, &s->stage, s->buffer, &s->head, set->cap_path, file))
+    if (walk_paths(&s->walk, &s->stage, s->buffer, &s->head.executable, &s->head.cwd, set->cap_path, file))
         calls.call(ctx, CALL_EXEC_EMIT);
     else
         calls.call(ctx, CALL_EXEC_WALK);

@@ -2,7 +2,7 @@
 
 #define STRING_ROOM 4096
 
-// Fields of the head that come from the task and its executable.
+// Fields of the head that come from the task and its executable. Up to its promises, exec_failed's head is exec's.
 static __always_inline void fill_exec(struct payload_exec *head, void *task)
 {
     void *cred = (void *)READ(task_struct, cred, task);
@@ -60,8 +60,8 @@ static __always_inline u32 append_string(char *buffer, u32 *back, u32 limit, con
 #define WALK_EXECUTABLE 1
 #define WALK_DONE 2
 
-static __always_inline int walk_paths(struct walk *walk, u32 *stage, char *buffer, struct payload_exec *head,
-                                      u32 cap, void *file)
+static __always_inline int walk_paths(struct walk *walk, u32 *stage, char *buffer, struct promise *executable,
+                                      struct promise *cwd, u32 cap, void *file)
 {
     for (int i = 0; i < WALK_STEPS; i++) {
         u32 floor = walk->end - smaller(cap, PATH_ROOM);
@@ -70,13 +70,13 @@ static __always_inline int walk_paths(struct walk *walk, u32 *stage, char *buffe
         walk_end(walk, buffer);
         u32 have = walk->end - walk->at;
         if (*stage == WALK_EXECUTABLE) {
-            head->executable.of = walk->of;
-            head->executable.have = have;
+            executable->of = walk->of;
+            executable->have = have;
             *stage = WALK_DONE;
             return 1;
         }
-        head->cwd.of = walk->of;
-        head->cwd.have = have;
+        cwd->of = walk->of;
+        cwd->have = have;
         *stage = WALK_EXECUTABLE;
         walk_begin(walk, AT(file, f_path, file), walk->at);
     }

@@ -97,10 +97,10 @@ PROGRAM(on_sys_exit)
     if (!wanted(set, kind, KIND_exec_failed, self ? self->flags : 0))
         return 0;
 
-    struct payload_exec *head = (struct payload_exec *)&s->head;
+    struct payload_exec_failed *head = &s->head;
     fill_common((struct payload_common *)head, set, task, leader, self);
-    fill_exec(head, task);
-    s->head.errno = -result;
+    fill_exec((struct payload_exec *)head, task);
+    head->errno = -result;
     s->back = MIDDLE;
     int fault = 0;
     head->path.of = head->path.have = append_string(s->buffer, &s->back, MIDDLE, (void *)path, 1, &fault);
@@ -128,8 +128,7 @@ PROGRAM(failed_walk)
     if (!book || !set || !s)
         return 0;
     void *file = (void *)READ(mm_struct, exe_file, READ(task_struct, mm, bpf_get_current_task()));
-    struct payload_exec *head = (struct payload_exec *)&s->head;
-    if (walk_paths(&s->walk, &s->stage, s->buffer, head, set->cap_path, file))
+    if (walk_paths(&s->walk, &s->stage, s->buffer, &s->head.executable, &s->head.cwd, set->cap_path, file))
         calls.call(ctx, CALL_FAILED_STRINGS);
     else
         calls.call(ctx, CALL_FAILED_WALK);

@@ -57,6 +57,11 @@ class Gap:
     """Boottime ns of the first chunk after it."""
     position: int
     """Byte position in the ring of the first chunk after it."""
+    filled: bool = False
+    """These numbers did arrive after all: they take back a part of an earlier gap."""
+
+    def __len__(self) -> int:
+        return self.last - self.first + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +220,7 @@ def settle(schema: Schema, head: Array, size: int, hole: Hole | None) -> dict[st
     for bit, promise in enumerate(schema.promises):
         of, sent = int(view[f"{promise.name}_of"]), int(view[f"{promise.name}_have"])
         end = start + sent
-        parts = [int(p) for p in missing if (p - 1) * PAYLOAD < end and p * PAYLOAD > start]
+        parts = [int(p) for p in missing if sent and (p - 1) * PAYLOAD < end and p * PAYLOAD > start]
         spans = _spans(start, min(end, max(size, start)), parts)
         have = sum(b - a for a, b in spans)
         state: State = "complete"

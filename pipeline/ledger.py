@@ -81,7 +81,7 @@ class Books:
             books = self.rings.setdefault(ring, RingBooks())
             books.position, books.sequence = position, sequence
         for gap in passage.gaps:
-            self.rings.setdefault(gap.ring, RingBooks()).gaps += gap.last - gap.first + 1
+            self.rings.setdefault(gap.ring, RingBooks()).gaps += -len(gap) if gap.filled else len(gap)
         for (ring, what), n in passage.chunks.items():
             books = self.rings.setdefault(ring, RingBooks())
             if what == "read":
@@ -122,8 +122,8 @@ class KernelBooks:
     lost ("lost", "kernel" | "ring", …)."""
     unread: Ints
     """Events whose heads stand in the rings behind the reader's cursor: in flight."""
-    rings: Mapping[int, tuple[int, int, int]]
-    """Ring → (chunks attempted, drops, chunks unread)."""
+    rings: Mapping[int, tuple[int, int, int, int]]
+    """Ring → (chunks attempted, drops, chunks unread, gaps behind the reader's cursor)."""
 
 
 @dataclass(frozen=True)

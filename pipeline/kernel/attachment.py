@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -140,22 +140,20 @@ class Attachment:
                 f"{error.filename}: {error.strerror}; the probes are half gone: promissory detach, then try again"
             ) from None
         file = Path(manifest.state) / PROC_FILE
-        self.processes: Array = np.frombuffer(file.read_bytes() if file.exists() else b"", HEADER)
-        """The chunks of the first look at /proc: ring PROC_RING."""
+        self._processes: Array = np.frombuffer(file.read_bytes() if file.exists() else b"", HEADER)
 
     def rings(self, books: Books) -> dict[int, Ring]:
-        """A reader for each ring, from where the books say that all is safe."""
-        return {ring: self._ring(ring, books.rings.get(ring)) for ring in self.manifest.rings}
-
-    def _ring(self, number: int, books: RingBooks | None) -> Ring:
-        if books is None:
-            return Ring(number, self._memories[number], 0, int(self._books["start"][number]))
-        return Ring(number, self._memories[number], books.position, books.sequence)
+        """A reader for each ring, and for the first look at /proc, from where the books say that all is safe."""
+        memories = {**self._memories, PROC_RING: RingMemory.of_chunks(self._processes)}
+        return {
+            number: Ring(number, memory, books.rings.get(number) or RingBooks(sequence=self.start(number)))
+            for number, memory in memories.items()
+        }
 
     def start(self, ring: int) -> int:
         """The number of a ring's first chunk."""
         if ring == PROC_RING:
-            return int(self.processes["sequence"][0]) if len(self.processes) else 0
+            return int(self._processes["sequence"][0]) if len(self._processes) else 0
         return int(self._books["start"][ring])
 
     def know(self, process: Identity) -> None:
@@ -182,30 +180,33 @@ class Attachment:
 
     def chunks_attempted(self) -> dict[int, int]:
         """Ring → numbers given out."""
-        found = {ring: int(self._books["sequence"][ring]) - self.start(ring) for ring in self.manifest.rings}
-        if len(self.processes):
-            found[PROC_RING] = len(self.processes)
-        return found
+        found = {ring: self.next_sequence(ring) - self.start(ring) for ring in self.manifest.rings}
+        return {**found, PROC_RING: len(self._processes)}
 
-    def look(self, unread: Callable[[], Mapping[int, tuple[int, Ints]]]) -> KernelBooks:
-        """All of the kernel's terms. `unread` counts what stands in the rings behind the reader's cursors."""
+    def next_sequence(self, ring: int) -> int:
+        """The number that a ring's next attempt will take."""
+        if ring == PROC_RING:
+            return self.start(ring) + len(self._processes)
+        return int(self._books["sequence"][ring])
+
+    def look(self, rings: Mapping[int, Ring]) -> KernelBooks:
+        """All of the kernel's terms, and what stands in the rings behind their cursors."""
         attempted = self.attempted()
-        standing = unread()
+        chunks = self.chunks_attempted()
+        behind = {number: ring.behind(self.start(number) + chunks[number]) for number, ring in rings.items()}
         kinds = self._books["kinds"]
         tally: Tally = {("lost", "kernel", "skipped"): self.misses()}
         for counter, (stage, reason) in LOST.items():
             tally["lost", stage, reason] = kinds[counter].sum(axis=0)
         for counter, reason in FILTERED.items():
             tally["filtered", "kernel", reason] = kinds[counter].sum(axis=0)
-        chunks = self.chunks_attempted()
         drops = {ring: int(self._books["drops"][ring]) for ring in self.manifest.rings} | {PROC_RING: 0}
         return KernelBooks(
             attempted=attempted,
             tally=tally,
-            unread=sum((events for _, events in standing.values()), zeros()),
+            unread=sum((ring.events for ring in behind.values()), zeros()),
             rings={
-                ring: (chunks[ring], drops[ring], standing[ring][0] if ring in standing else 0)
-                for ring in chunks
+                ring: (chunks[ring], drops[ring], found.chunks, found.gaps) for ring, found in behind.items()
             },
         )
 

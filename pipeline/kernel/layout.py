@@ -31,6 +31,7 @@ __all__ = [
     "cgroup_known",
     "settings",
     "start_ticks",
+    "wanted",
 ]
 
 _KIND: Final = np.dtype(
@@ -143,3 +144,10 @@ def settings(config: Config, kinds: list[str]) -> bytes:
 def books_view(memory: Any, rings: int) -> Array:
     """The kernel's counters as an array of BOOKS, live."""
     return np.frombuffer(memory, BOOKS, rings)
+
+
+def wanted(config: Config) -> list[str]:
+    """The kinds to report: those asked for, or all whose surface costs nothing to others."""
+    if config.events:
+        return [kind for kind in by_name() if kind in config.events]
+    return [kind for kind, schema in by_name().items() if any(not s.cost for s in schema.surfaces)]

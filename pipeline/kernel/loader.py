@@ -35,23 +35,17 @@ from pipeline.kernel.layout import (
     cpus,
     settings,
     start_ticks,
+    wanted,
 )
 from pipeline.kernel.manifest import PROC_FILE, Hook, Manifest, boot_id
 from pipeline.redact import Redaction
 from pipeline.schema import Schema, Surface, by_name
 
-__all__ = ["Loader", "main", "wanted"]
+__all__ = ["Loader", "main"]
 
 LOG: Final = "loader.log"
 MAPS: Final = ("books", "settings", "identities", "uids", "cgroups", "calls")
 PIPELINE_ONLY: Final = 0o700
-
-
-def wanted(config: Config) -> list[str]:
-    """The kinds to report: those asked for, or all whose surface costs nothing to others."""
-    if config.events:
-        return [kind for kind in by_name() if kind in config.events]
-    return [kind for kind, schema in by_name().items() if any(not s.cost for s in schema.surfaces)]
 
 
 class Loader:

@@ -14,17 +14,18 @@ x86 keeps stores in order, so a length word that is not busy vouches for the chu
 from __future__ import annotations
 
 import mmap
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.chunk import BUSY, DISCARD, HEADER, SIZE, STRIDE
-from pipeline.event import Gap, Slice, count
-from pipeline.ledger import zeros
+from pipeline.event import Gap, Ints, Slice, count
+from pipeline.ledger import RingBooks, zeros
 from pipeline.schema import KINDS
 
-__all__ = ["Ring", "RingMemory"]
+__all__ = ["Behind", "Ring", "RingMemory"]
 
 PAGE: Final = mmap.PAGESIZE
 
@@ -46,20 +47,48 @@ class RingMemory:
         rest = mmap.mmap(fd, PAGE + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=PAGE)
         return cls(consumer, rest, size)
 
+    @classmethod
+    def of_chunks(cls, chunks: NDArray[Any]) -> RingMemory:
+        """Chunks of a file as a ring that is full and gets no more."""
+        memory = cls.__new__(cls)
+        memory.size = max(len(chunks), 1) * STRIDE
+        memory.consumer = np.zeros(1, np.int64)
+        memory.producer = np.array([len(chunks) * STRIDE])
+        memory.chunks = chunks
+        return memory
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """What a ring holds that was not read yet."""
+
+    chunks: int
+    gaps: int
+    """Numbers that were given out and are in no chunk."""
+    events: Ints
+    """Per kind."""
+
 
 class Ring:
     """Reads a ring's chunks in order and finds its gaps.
 
-    `cursor` is where reading goes on, `position` what is safe: both in bytes, ever growing. `expected` is the
-    sequence that the next chunk should have.
+    cursor: where reading goes on; position: what is safe. Both in bytes, ever growing.
+    expected: the sequence that the next chunk should have.
+    chunks_read, gaps: the books up to the cursor (those up to the position are in ledger.Books).
+    time: of the last chunk that was read, boottime ns.
+    stalled: the last look ended before a chunk that is still being written.
     """
 
-    def __init__(self, number: int, memory: RingMemory, position: int, expected: int) -> None:
+    def __init__(self, number: int, memory: RingMemory, books: RingBooks) -> None:
+        """`books` are those up to the position from which to read: what an earlier run left, or new ones."""
         self.number = number
-        self.position = self.cursor = position
-        self.expected = expected
+        self.position = self.cursor = books.position
+        self.expected = books.sequence
+        self.chunks_read = books.read
+        self.gaps = books.gaps
+        self.time = 0
+        self.stalled = False
         self._memory = memory
-        self._time = 0
 
     @property
     def size(self) -> int:
@@ -82,17 +111,20 @@ class Ring:
         A chunk that is still being written (busy) ends the slice: the ring is in order of reservation.
         """
         chunks = self._waiting(limit)
-        if not len(chunks):
-            return None
+        self.stalled = False
         lengths = chunks["length"]
         if not (lengths == SIZE).all():
             busy = np.flatnonzero(lengths & BUSY)
-            if len(busy):
+            self.stalled = len(busy) > 0
+            if self.stalled:
                 chunks = chunks[: busy[0]]
-                if not len(chunks):
-                    return None
-        found = Slice(self.number, self.cursor, chunks, self._gaps(chunks))
+        if not len(chunks):
+            return None
+        gaps = self._find_gaps(chunks)
+        found = Slice(self.number, self.cursor, chunks, gaps)
         self.cursor += len(chunks) * STRIDE
+        self.chunks_read += len(chunks)
+        self.gaps += sum(-len(gap) if gap.filled else len(gap) for gap in gaps)
         return found
 
     def release(self, position: int) -> None:
@@ -102,22 +134,27 @@ class Ring:
         self.position = position
         self._memory.consumer[0] = position
 
-    def unread(self) -> tuple[int, NDArray[np.int64]]:
-        """(chunks, events per kind) that stand behind the cursor: looked at, not taken."""
+    def behind(self, attempted: int) -> Behind:
+        """What stands behind the cursor: looked at, not taken. `attempted` is the kernel's counter as it was just before.
+
+        Numbers below that counter that are in no chunk are gaps, also those at the very end, which no later chunk shows.
+        """
         chunks = self._waiting(self.size // STRIDE)
-        chunks = chunks[(chunks["length"] & (BUSY | DISCARD)) == 0]
-        kinds = chunks["kind"][chunks["part"] == 0]
-        return len(chunks), count(kinds[kinds < KINDS]) if len(kinds) else zeros()
+        known = chunks[(chunks["length"] & (BUSY | DISCARD)) == 0]
+        kinds = known["kind"][known["part"] == 0]
+        highest = int(known["sequence"].max()) if len(known) else self.expected - 1
+        gaps = max(attempted, highest + 1) - self.expected - len(chunks)
+        return Behind(len(chunks), max(gaps, 0), count(kinds[kinds < KINDS]) if len(kinds) else zeros())
 
     def _waiting(self, limit: int) -> NDArray[Any]:
         n = min((int(self._memory.producer[0]) - self.cursor) // STRIDE, limit)
         first = self.cursor % self.size // STRIDE
         return self._memory.chunks[first : first + n]
 
-    def _gaps(self, chunks: NDArray[Any]) -> tuple[Gap, ...]:
+    def _find_gaps(self, chunks: NDArray[Any]) -> tuple[Gap, ...]:
         sequences = chunks["sequence"]
         first, last = int(sequences[0]), int(sequences[-1])
-        before, self._time = self._time, int(chunks["time"][-1])
+        before, self.time = self.time, int(chunks["time"][-1])
         expected = self.expected
         if first == expected and last - first == len(chunks) - 1 and bool((np.diff(sequences) == 1).all()):
             self.expected = last + 1

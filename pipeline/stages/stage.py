@@ -17,8 +17,8 @@ The contract (tests/stages/test_contract.py runs it over every stage):
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Generic, Protocol, Self, TypeVar
 
 import trio
 
@@ -84,19 +84,32 @@ class Link(Generic[T]):
         """No more will come: the receiving side ends once it has taken what is inside."""
         self._send.close()
 
-    async def __aiter__(self) -> AsyncIterator[T]:
-        async for batch in self._receive:
-            self._inside.popleft()
-            yield batch
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        try:
+            batch = await self._receive.receive()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+        self._inside.popleft()
+        return batch
 
     def held(self) -> Ints:
         """Events per kind that are inside."""
         return sum((batch.counts for batch in self._inside), zeros())
 
 
-async def run(stage: Stage[In, Out], source: Link[In], target: Link[Out]) -> None:
-    """Run a stage until its input ends; pass on what it holds; close its output."""
+async def run(
+    stage: Stage[In, Out], source: Link[In], target: Link[Out], keep: Callable[[], bool] = lambda: False
+) -> None:
+    """Run a stage until its input ends; pass on what it holds; close its output.
+
+    `keep` says at the end whether what is held shall stay where it came from instead: in rings that live on, for the next
+    run, because their positions have not moved over it.
+    """
     async for batch in source:
         await target.send(stage(batch))
-    await target.send(stage.finish())
+    if not keep():
+        await target.send(stage.finish())
     target.close()

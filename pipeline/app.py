@@ -1,0 +1,285 @@
+"""One pipeline, wired in one place; it reads like the picture in the README.
+
+    rings → merge → assemble → enrich → filter → encode → sink
+
+Each arrow is a small bounded link, each stage one task in one nursery. It ends from the front: the source closes its
+link, the end cascades, and `run` is over when the sink has made the last batch safe.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Generic, TypeAlias, TypeVar
+
+import trio
+
+from pipeline import books, place
+from pipeline.books import Holder
+from pipeline.config import Config
+from pipeline.console import View
+from pipeline.errors import UserError
+from pipeline.event import Batch, Encoded, Ints
+from pipeline.kernel.attachment import Attachment, attach, detach, is_attached, ourselves
+from pipeline.kernel.layout import wanted
+from pipeline.kernel.manifest import Manifest
+from pipeline.ledger import Statement, zeros
+from pipeline.live_answers import LiveAnswers
+from pipeline.redact import Redaction
+from pipeline.sinks.checkpoint import BookKeeper
+from pipeline.sinks.jsonlines import JsonLines
+from pipeline.sinks.kafka import KafkaSink
+from pipeline.sinks.log import LogSink
+from pipeline.sinks.outbox import Outbox
+from pipeline.sinks.sink import Sink
+from pipeline.sources.rings import Rings
+from pipeline.stages import stage
+from pipeline.stages.assemble import Assemble
+from pipeline.stages.encode import Encode
+from pipeline.stages.enrich import Enrich
+from pipeline.stages.filter import Filter
+from pipeline.stages.merge import Merge
+from pipeline.stages.stage import Countable, Link, Stage
+from pipeline.store import LOG, OUTBOX, Store
+from pipeline.tables import console, print_ledger
+
+__all__ = ["Pipeline", "run", "statement"]
+
+T = TypeVar("T", bound=Countable)
+Say: TypeAlias = Callable[[str], None]
+DEADLINE: Final = 60.0
+"""Seconds that a pipeline may take to end after the first signal. What is not safe by then stays in the rings."""
+
+
+def statement(state: Path, pins: Path) -> dict[str, Any]:
+    """The ledger of a state folder; see books.py."""
+    return books.of_state(state, pins)
+
+
+async def run(config: Config, *, say: Say) -> int:
+    """Run until the duration is over or a signal comes; print the ledger; return the exit status."""
+    filter = Filter(config.filter, warn=say) if config.filter else None
+    target = place.parse(config.to) if config.to else place.Folder(config.state)
+    config.state.mkdir(parents=True, exist_ok=True)
+    with _alone(config.state):
+        manifest, ours = await _attached(config, say)
+        try:
+            pipeline = Pipeline(config, target, manifest, filter, say)
+            await pipeline.open()
+        except BaseException:
+            if ours:  # nothing half-attached is left behind
+                detach(config)
+            raise
+        finished = await pipeline.run(detaching=ours)
+        if ours and finished:
+            plain = books.close(manifest)
+            detach(config)
+        else:
+            plain = books.of_state(config.state, config.pins)
+        print_ledger(console(stderr=config.to == "-"), plain, rings=not config.quiet)
+        if not finished:
+            say("ended before everything was safe: probes stay attached, the next run goes on where this one stopped")
+        return 0 if finished and plain["balanced"] else 1
+
+
+async def _attached(config: Config, say: Say) -> tuple[Manifest, bool]:
+    """What is attached, and whether that was done just now and for this run alone."""
+    manifest = Manifest.read(config.state)
+    if manifest is None:
+        if is_attached(config):
+            raise UserError(
+                f"probes are attached for another state folder (pins in {config.pins}): "
+                "name it with --state, or remove them with `promissory detach`"
+            )
+        say("attaching …")
+        return await trio.to_thread.run_sync(attach, config, ourselves()), True
+    if manifest.kinds != wanted(config):
+        say(f"taking up what is attached: {', '.join(manifest.kinds)}; to change it: promissory detach")
+    return manifest, False
+
+
+@contextmanager
+def _alone(state: Path) -> Iterator[None]:
+    """Only one pipeline may run over a state folder."""
+    try:
+        file = (state / "lock").open("w")
+    except OSError as error:
+        raise UserError(f"{state}: {error.strerror}; name a folder that can be written with --state") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another `promissory run` works over {state}; stop it, or use another --state") from None
+        yield
+
+
+class Pipeline:
+    """The parts of one run, and who holds what."""
+
+    def __init__(
+        self, config: Config, target: place.Place, manifest: Manifest, filter: Filter | None, say: Say
+    ) -> None:
+        self._config, self._say = config, say
+        self._attachment = Attachment(manifest)
+        self._attachment.know(ourselves())
+        self._store = Store(
+            config.state / OUTBOX if isinstance(target, place.Kafka) else _log_path(target, config),
+            manifest.id,
+            limit=config.outbox.limit if isinstance(target, place.Kafka) else config.log.limit,
+            warn=say,
+        )
+        restored = books.stored_books(self._attachment, self._store)
+        self._rings = self._attachment.rings(restored)
+        self._keeper = BookKeeper(
+            restored,
+            self._attachment.area,
+            move=lambda ring, position: self._rings[ring].release(position),
+            pressure=lambda: max(ring.filled for number, ring in self._rings.items() if number in manifest.rings),
+        )
+        boundary = {number: ring.expected for number, ring in self._rings.items()}
+        for number, ring in self._rings.items():
+            ring.release(ring.position)
+        self._sink = self._make_sink(target)
+        self._filter = filter
+        self._boundary, self._first = boundary, restored.number
+        self._view = None if config.quiet or isinstance(target, place.Stdout) else View(console())
+        self._source = Rings(self._rings, self._attachment.descriptors, now)
+        self._manifest = manifest
+        self._holders: list[Holder] = []
+        self._leave_rest = False
+
+    def _make_sink(self, target: place.Place) -> Sink:
+        config = self._config
+        if isinstance(target, place.Kafka):
+            self._outbox: Outbox | None = Outbox(self._store, self._keeper, self._say)
+            return KafkaSink(
+                target,
+                self._outbox,
+                self._keeper,
+                self._say,
+                properties=config.kafka,
+                partitions=config.topic.partitions,
+                largest=config.topic.max_record,
+            )
+        self._outbox = None
+        if isinstance(target, place.Stdout):
+            return JsonLines(self._keeper)
+        return LogSink(self._store, self._keeper, self._say)
+
+    async def open(self) -> None:
+        """Reach the broker, where there is one; what it says of its limits goes into encode."""
+        if isinstance(self._sink, KafkaSink):
+            await self._sink.open()
+
+    async def run(self, *, detaching: bool) -> bool:
+        """Run to the end. `detaching`: no event shall come in after the end began. False: it had to be cut short."""
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._until_told, scope, detaching)
+                nursery.start_soon(books.answer, self._config.state, self.statement)
+                if self._view:
+                    nursery.start_soon(self._view.run)
+                await self._flow()
+                if self._view:
+                    self._view.close()
+                nursery.cancel_scope.cancel()
+        self._store.close()
+        return not scope.cancelled_caught
+
+    async def _flow(self) -> None:
+        """The picture at the top of this file."""
+        link: Link[Any] = Link("passes")
+        self._holders += [self._sink, link]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._source.run, link)
+            for each in self._stages():
+                following: Link[Any] = Link(each.name)
+                self._holders += [each, following]
+                nursery.start_soon(stage.run, each, link, following, lambda: self._leave_rest)
+                link = following
+            nursery.start_soon(self._sink.run, link)
+
+    def _stages(self) -> list[Stage[Any, Any]]:
+        config = self._config
+        answers = LiveAnswers(config.host.id, config.host.name, config.host.labels)
+        redaction = Redaction(
+            config.environment.allow, config.redact.argv, environment=config.environment.enabled
+        )
+        limits = self._sink.limits if isinstance(self._sink, KafkaSink) else None
+        found: list[Stage[Any, Any] | None] = [
+            Merge(),
+            Assemble(self._boundary, self._first, int(config.expiry * 1e9), config.assembly),
+            Tap[Batch]("opened", lambda batch: self._keeper.open(batch.passage)),
+            Enrich(answers),
+            self._filter,
+            Encode(answers.host, self._manifest.surfaces, redaction, limits),
+            Tap[Encoded]("shown", self._view.offer) if self._view else None,
+        ]
+        return [each for each in found if each]
+
+    async def _until_told(self, scope: trio.CancelScope, detaching: bool) -> None:
+        """Begin the end when the time is over or a signal comes; a second signal, or the deadline, cuts it short."""
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            with trio.move_on_after(self._config.duration or float("inf")):
+                await anext(aiter(signals))
+            if detaching:
+                self._attachment.remove_links()
+                await trio.sleep(SETTLE)
+            self._leave_rest = not detaching
+            self._source.stop(drain=detaching)
+            with trio.move_on_after(DEADLINE):
+                await anext(aiter(signals))
+            scope.cancel()
+
+    def statement(self) -> Statement:
+        """The live ledger."""
+        return books.compute(
+            self._attachment,
+            self._rings,
+            self._keeper.books,
+            self._keeper.tally(),
+            self._holders,
+            in_outbox=self._sink.in_outbox(),
+            settled=self._outbox.settled if self._outbox else None,
+        )
+
+
+SETTLE: Final = 0.05
+"""Seconds that programs may still run for after their links are gone."""
+
+
+class Tap(Generic[T]):
+    """A stage that changes nothing: it lets somebody look at what passes by."""
+
+    def __init__(self, name: str, look: Callable[[T], None]) -> None:
+        self.name = name
+        self._look = look
+
+    def __call__(self, batch: T) -> tuple[T]:
+        self._look(batch)
+        return (batch,)
+
+    def finish(self) -> tuple[()]:
+        """Nothing is held."""
+        return ()
+
+    def held(self) -> Ints:
+        """Nothing is held."""
+        return zeros()
+
+
+def now() -> tuple[int, int]:
+    """(boottime, what to add to it for the time since the epoch), ns."""
+    boottime = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return boottime, time.time_ns() - boottime
+
+
+def _log_path(target: place.Place, config: Config) -> Path:
+    folder = target.path if isinstance(target, place.Folder) else config.state
+    os.makedirs(folder, exist_ok=True)
+    return folder / LOG

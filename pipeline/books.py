@@ -1,0 +1,196 @@
+"""The ledger as `promissory ledger` prints it: of a live pipeline, of what a dead one left, of the last one that ended.
+
+A live pipeline answers on a socket in its state folder. Where none is live and probes are attached, everything that a
+statement needs can still be found: the kernel's counters and the rings by their pins, the checkpoint's books, and
+the rows of the outbox. After a clean end the last statement stands in a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import trio
+
+from pipeline.errors import UserError
+from pipeline.event import Ints, Pass
+from pipeline.kernel.attachment import Attachment
+from pipeline.kernel.manifest import Manifest
+from pipeline.kernel.ring import Ring
+from pipeline.ledger import Books, Statement, Tally, add, zeros
+from pipeline.sinks.checkpoint import restore
+from pipeline.store import LOG, OUTBOX, Outcome, Store
+
+__all__ = ["Holder", "answer", "ask", "close", "compute", "leave", "of_state", "stored_books"]
+
+SOCKET: Final = "control.sock"
+FILE: Final = "ledger.json"
+
+
+class Holder(Protocol):
+    """Whatever can have events inside: a stage, a link, a sink."""
+
+    def held(self) -> Ints:
+        """Events per kind that are inside."""
+        ...
+
+
+def compute(
+    attachment: Attachment,
+    rings: Mapping[int, Ring],
+    books: Books,
+    tally: Tally,
+    holders: Iterable[Holder] = (),
+    in_outbox: Ints | None = None,
+    settled: Outcome | None = None,
+) -> Statement:
+    """One look at all terms. The kernel's counters are read first and last: what comes in meanwhile lies between."""
+    kernel = attachment.look(rings)
+    reasons: Tally = {}
+    for part in (kernel.tally, tally, settled.lost if settled else {}):
+        add(reasons, part)
+    acknowledged = books.acknowledged + (settled.acknowledged if settled else zeros())
+    in_flight = sum((holder.held() for holder in holders), kernel.unread)
+    outbox = zeros() if in_outbox is None else in_outbox
+    after = attachment.chunks_attempted()
+    return Statement(
+        attempted=kernel.attempted,
+        attempted_after=attachment.attempted(),
+        acknowledged=acknowledged,
+        tally=reasons,
+        in_outbox=outbox,
+        in_flight=in_flight,
+        rings={
+            ring: {
+                "chunks_attempted": chunks,
+                "chunks_attempted_after": after[ring],
+                "chunks_read": rings[ring].chunks_read,
+                "gaps": rings[ring].gaps + gaps,
+                "drops": drops,
+                "unread": unread,
+                **(books.rings[ring].other if ring in books.rings else {}),
+            }
+            for ring, (chunks, drops, unread, gaps) in kernel.rings.items()
+        },
+    )
+
+
+def stored_books(attachment: Attachment, *stores: Store) -> Books:
+    """The newest books of an attachment: in its pinned memory, or stored with its rows."""
+    return restore(attachment.area, [store.books() for store in stores])
+
+
+def of_state(state: Path, pins: Path) -> dict[str, Any]:
+    """The statement of a state folder, from wherever it can be had; UserError if nothing ever ran there."""
+    return ask(state) or _left_behind(state, pins) or _last(state)
+
+
+def leave(state: Path, plain: Mapping[str, Any]) -> None:
+    """Keep the last statement for later."""
+    draft = state / f"{FILE}.new"
+    draft.write_text(json.dumps(plain))
+    draft.replace(state / FILE)
+
+
+def close(manifest: Manifest) -> dict[str, Any]:
+    """The last statement of an attachment that is about to go: what nobody took from its rings is lost, and booked."""
+    plain = _offline(manifest, unread_is_lost=True).to_plain()
+    leave(Path(manifest.state), plain)
+    return plain
+
+
+# ---- a live pipeline
+
+
+def ask(state: Path) -> dict[str, Any] | None:
+    """Ask the pipeline that runs over a state folder; None: none does."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(10)
+        try:
+            connection.connect(_address(state / SOCKET))
+            answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        except OSError:
+            return None
+    plain: dict[str, Any] = json.loads(answer) if answer else {}
+    return plain or None
+
+
+async def answer(state: Path, statement: Callable[[], Statement]) -> None:
+    """Answer everyone who asks, until cancelled."""
+    path = state / SOCKET
+    path.unlink(missing_ok=True)
+    listener = trio.socket.socket(trio.socket.AF_UNIX)
+    await listener.bind(_address(path))
+    path.chmod(0o600)
+    listener.listen(8)
+    try:
+        while True:
+            connection, _ = await listener.accept()
+            stream = trio.SocketStream(connection)
+            async with stream:
+                try:
+                    with trio.move_on_after(5):
+                        await stream.send_all(json.dumps(statement().to_plain()).encode())
+                except trio.BrokenResourceError:
+                    continue
+    finally:
+        listener.close()
+        path.unlink(missing_ok=True)
+
+
+def _address(path: Path) -> str:
+    """A socket's name takes 107 bytes; a path through our own descriptor table is short."""
+    if len(os.fsencode(path)) < 100:
+        return str(path)
+    return f"/proc/self/fd/{os.open(path.parent, os.O_PATH | os.O_DIRECTORY)}/{path.name}"
+
+
+# ---- what is left
+
+
+def _left_behind(state: Path, pins: Path) -> dict[str, Any] | None:
+    manifest = Manifest.read(state)
+    if manifest is None:
+        return None
+    return _offline(manifest).to_plain()
+
+
+def _offline(manifest: Manifest, unread_is_lost: bool = False) -> Statement:
+    state = Path(manifest.state)
+    attachment = Attachment(manifest)
+    stores = [
+        Store(state / name, manifest.id, make=False) for name in (LOG, OUTBOX) if (state / name).exists()
+    ]
+    books = stored_books(attachment, *stores)
+    rings = attachment.rings(books)
+    tally = books.tally
+    if unread_is_lost:
+        for ring in rings.values():
+            while found := ring.read():
+                add(tally, {("lost", "ring", "detached"): Pass((found,), 0, 0).counts})
+    outbox = [store for store in stores if store.path.name == OUTBOX]
+    statement = compute(
+        attachment,
+        rings,
+        books,
+        tally,
+        in_outbox=outbox[0].counts() if outbox else None,
+        settled=outbox[0].settled() if outbox else None,
+    )
+    for store in stores:
+        store.close()
+    return statement
+
+
+def _last(state: Path) -> dict[str, Any]:
+    try:
+        plain: dict[str, Any] = json.loads((state / FILE).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{state} has no ledger: nothing ran there yet; name the folder with --state") from None
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{state / FILE} cannot be read: {error}") from None
+    return plain

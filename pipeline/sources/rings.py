@@ -1,0 +1,114 @@
+"""Live rings: one task per ring waits; whichever wakes starts passes over all rings, each of which becomes one batch.
+
+While anything is unread or unsafe (read, but not yet acknowledged) a pass is made after every nap. Waiting on the
+descriptors would not do then: a ring whose position is held back is always readable, so level-triggered epoll spins, and
+the kernel wakes nobody before the position has caught up. When everything is safe, only the descriptors are
+waited on, and nothing ticks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import trio
+
+from pipeline.event import Pass
+from pipeline.kernel.ring import Ring
+from pipeline.stages.stage import Link
+
+__all__ = ["NAP", "Rings"]
+
+NAP: Final = 0.002
+"""Seconds between two passes while events come: latency against CPU (see docs/benchmarks.md)."""
+LONGEST_NAP: Final = 0.02
+"""Seconds between two passes while nothing comes and something is still unsafe."""
+SLACK: Final = 1_000_000
+"""ns: how much later than its time a chunk may become visible."""
+LIMIT: Final = 8192
+"""Chunks that a pass takes from one ring: 2 MiB."""
+
+
+class Rings:
+    """The source of live chunks.
+
+    rings: by number. descriptors: what can be waited on, for those rings that are in the kernel. now: boottime, and what to
+    add to it for the time since the epoch, both ns.
+    """
+
+    def __init__(
+        self,
+        rings: Mapping[int, Ring],
+        descriptors: Mapping[int, int],
+        now: Callable[[], tuple[int, int]],
+        nap: float = NAP,
+    ) -> None:
+        self.rings = rings
+        self._descriptors = descriptors
+        self._now = now
+        self._nap = nap
+        self._stop = False
+        self._drain = True
+        self._asleep = trio.Event()
+        self._awake = trio.Event()
+
+    def stop(self, *, drain: bool) -> None:
+        """End. `drain`: read what is in the rings first (nothing is attached any more that could fill them)."""
+        self._stop, self._drain = True, drain
+        self._awake.set()
+
+    async def run(self, target: Link[Pass]) -> None:
+        """Make passes until told to stop; then close the output."""
+        async with trio.open_nursery() as nursery:
+            for descriptor in self._descriptors.values():
+                nursery.start_soon(self._watch, descriptor)
+            await self._passes(target)
+            nursery.cancel_scope.cancel()
+        target.close()
+
+    async def _watch(self, descriptor: int) -> None:
+        while True:
+            await self._asleep.wait()
+            await trio.lowlevel.wait_readable(descriptor)
+            self._awake.set()
+            # Until the passes are over this ring stays readable, and waiting would spin.
+            await trio.lowlevel.checkpoint()
+
+    async def _passes(self, target: Link[Pass]) -> None:
+        nap = self._nap
+        while self._drain or not self._stop:
+            stopping = self._stop
+            found = self._look()
+            if found.slices or not self._idle():
+                await target.send([found])
+            if stopping and not found.slices:
+                return
+            if self._idle() and not self._stop:
+                await self._sleep()
+                nap = self._nap
+            else:
+                nap = self._nap if found.slices else min(2 * nap, LONGEST_NAP)
+                await trio.sleep(nap)
+
+    async def _sleep(self) -> None:
+        self._awake = trio.Event()
+        self._asleep.set()
+        await self._awake.wait()
+        self._asleep = trio.Event()
+
+    def _idle(self) -> bool:
+        return all(ring.idle for ring in self.rings.values())
+
+    def _look(self) -> Pass:
+        boottime, clock = self._now()
+        watermark = boottime - SLACK
+        slices = []
+        for ring in self.rings.values():
+            found = ring.read(LIMIT)
+            if found is not None:
+                slices.append(found)
+            if ring.stalled:  # what is being written there is later than what was read
+                watermark = min(watermark, ring.time)
+            elif found is not None and len(found.chunks) == LIMIT:  # more stands there already
+                watermark = min(watermark, ring.time)
+        return Pass(tuple(slices), watermark, clock)
