@@ -81,7 +81,7 @@ async def run(config: Config, *, say: Say) -> int:
             detach(config)
         else:
             plain = books.of_state(config.state, config.pins)
-        print_ledger(console(stderr=config.to == "-"), plain, rings=not config.quiet)
+        print_ledger(console(beside=config.to == "-"), plain, rings=not config.quiet)
         if not finished:
             say("ended before everything was safe: probes stay attached, the next run goes on where this one stopped")
         return 0 if finished and plain["balanced"] else 1

@@ -25,9 +25,9 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def console() -> Console:
-    """Standard output: coloured on a terminal unless NO_COLOR is set."""
-    made = _Console(highlight=False)
+def console(*, beside: bool = False) -> Console:
+    """Standard output (`beside`: standard error): coloured on a terminal unless NO_COLOR is set."""
+    made = _Console(highlight=False, stderr=beside)
     if not made.is_terminal:
         made.width = PIPED
     return made
