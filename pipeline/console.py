@@ -51,6 +51,7 @@ class View:
     def close(self) -> None:
         """No more will be offered: `run` ends when it has painted what it has, or soon, if it cannot."""
         self._is_closed = True
+        self._scope.shield = True  # whoever cancels all the rest now waits for the last painting
         self._scope.deadline = trio.current_time() + FAREWELL
         self._wake.set()
 

@@ -99,6 +99,18 @@ async def test_a_terminal_that_stands_still_holds_nobody_back() -> None:
     file.go_on.set()
 
 
+async def test_the_last_painting_is_not_cancelled_with_the_rest() -> None:
+    file = io.StringIO()
+    view = View(Console(file=file, width=100))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(view.run)
+        await trio.testing.wait_all_tasks_blocked()
+        view.offer(batch(0, 5))
+        view.close()
+        nursery.cancel_scope.cancel()
+    assert pids(file.getvalue()) == [0, 1, 2, 3, 4]
+
+
 class Closed(io.StringIO):
     """A pipe whose reader went away."""
 
