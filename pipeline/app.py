@@ -21,6 +21,7 @@ import trio
 
 from pipeline import books, place
 from pipeline.books import Holder
+from pipeline.columns import Columns
 from pipeline.config import Config
 from pipeline.console import View
 from pipeline.errors import UserError
@@ -29,7 +30,7 @@ from pipeline.kernel.attachment import Attachment, attach, detach, is_attached, 
 from pipeline.kernel.layout import wanted
 from pipeline.kernel.manifest import Manifest
 from pipeline.ledger import Statement, zeros
-from pipeline.live_answers import LiveAnswers
+from pipeline.live_answers import LiveAnswers, live_host
 from pipeline.redact import Redaction
 from pipeline.sinks.checkpoint import BookKeeper
 from pipeline.sinks.jsonlines import JsonLines
@@ -42,7 +43,7 @@ from pipeline.stages import stage
 from pipeline.stages.assemble import Assemble
 from pipeline.stages.encode import Encode
 from pipeline.stages.enrich import Enrich
-from pipeline.stages.filter import Filter
+from pipeline.stages.filter import Filter, Judge
 from pipeline.stages.merge import Merge
 from pipeline.stages.stage import Countable, Link, Stage
 from pipeline.store import LOG, OUTBOX, Store
@@ -63,13 +64,13 @@ def statement(state: Path, pins: Path) -> dict[str, Any]:
 
 async def run(config: Config, *, say: Say) -> int:
     """Run until the duration is over or a signal comes; print the ledger; return the exit status."""
-    filter = Filter(config.filter, warn=say) if config.filter else None
+    judge = Judge(config.filter, say) if config.filter else None
     target = place.parse(config.to) if config.to else place.Folder(config.state)
     config.state.mkdir(parents=True, exist_ok=True)
     with _alone(config.state):
         manifest, ours = await _attached(config, say)
         try:
-            pipeline = Pipeline(config, target, manifest, filter, say)
+            pipeline = Pipeline(config, target, manifest, judge, say)
             await pipeline.open()
         except BaseException:
             if ours:  # nothing half-attached is left behind
@@ -122,9 +123,9 @@ class Pipeline:
     """The parts of one run, and who holds what."""
 
     def __init__(
-        self, config: Config, target: place.Place, manifest: Manifest, filter: Filter | None, say: Say
+        self, config: Config, target: place.Place, manifest: Manifest, judge: Judge | None, say: Say
     ) -> None:
-        self._config, self._say = config, say
+        self._config, self._manifest, self._say = config, manifest, say
         self._attachment = Attachment(manifest)
         self._attachment.know(ourselves())
         self._store = Store(
@@ -141,15 +142,12 @@ class Pipeline:
             move=lambda ring, position: self._rings[ring].release(position),
             pressure=lambda: max(ring.filled for number, ring in self._rings.items() if number in manifest.rings),
         )
-        boundary = {number: ring.expected for number, ring in self._rings.items()}
-        for number, ring in self._rings.items():
+        for ring in self._rings.values():  # a run that was killed may have stored the books and moved nothing
             ring.release(ring.position)
         self._sink = self._make_sink(target)
-        self._filter = filter
-        self._boundary, self._first = boundary, restored.number
         self._view = None if config.quiet or isinstance(target, place.Stdout) else View(console())
         self._source = Rings(self._rings, self._attachment.descriptors, now)
-        self._manifest = manifest
+        self._stages = self._make_stages(judge)
         self._holders: list[Holder] = []
         self._leave_rest = False
 
@@ -197,27 +195,28 @@ class Pipeline:
         self._holders += [self._sink, link]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._source.run, link)
-            for each in self._stages():
+            for each in self._stages:
                 following: Link[Any] = Link(each.name)
                 self._holders += [each, following]
                 nursery.start_soon(stage.run, each, link, following, lambda: self._leave_rest)
                 link = following
             nursery.start_soon(self._sink.run, link)
 
-    def _stages(self) -> list[Stage[Any, Any]]:
-        config = self._config
-        answers = LiveAnswers(config.host.id, config.host.name, config.host.labels)
+    def _make_stages(self, judge: Judge | None) -> list[Stage[Any, Any]]:
+        config, surfaces = self._config, self._manifest.surfaces
+        host = live_host(config.host.id, config.host.name, config.host.labels)
         redaction = Redaction(
             config.environment.allow, config.redact.argv, environment=config.environment.enabled
         )
         limits = self._sink.limits if isinstance(self._sink, KafkaSink) else None
+        boundary = {number: ring.expected for number, ring in self._rings.items()}
         found: list[Stage[Any, Any] | None] = [
             Merge(),
-            Assemble(self._boundary, self._first, int(config.expiry * 1e9), config.assembly),
+            Assemble(boundary, self._keeper.books.number, int(config.expiry * 1e9), config.assembly),
             Tap[Batch]("opened", lambda batch: self._keeper.open(batch.passage)),
-            Enrich(answers),
-            self._filter,
-            Encode(answers.host, self._manifest.surfaces, redaction, limits),
+            Enrich(LiveAnswers(host)),
+            Filter(judge, Columns(host, surfaces, redaction)) if judge else None,
+            Encode(host, surfaces, redaction, limits),
             Tap[Encoded]("shown", self._view.offer) if self._view else None,
         ]
         return [each for each in found if each]
