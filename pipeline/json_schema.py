@@ -1,4 +1,5 @@
-"""JSON Schema of records, from the schemas and the table of derived keys: `promissory schema json NAME` prints it.
+"""JSON Schema of records, from the schemas and the table of derived keys: `promissory schema json NAME`
+prints it.
 
 Reads record.py and schema.py; nothing of the pipeline's flow passes through here.
 """
@@ -79,7 +80,9 @@ def _described(kind: str, meaning: str, nil: bool) -> dict[str, Any]:
     return {"description": meaning, **entry}
 
 
-def _put(root: dict[str, Any], path: tuple[str, ...], entry: dict[str, Any], *, required: bool = True) -> None:
+def _put(
+    root: dict[str, Any], path: tuple[str, ...], entry: dict[str, Any], *, required: bool = True
+) -> None:
     """Put an entry where its path says; what a table said first stands."""
     for at, key in enumerate(path):
         last = at == len(path) - 1

@@ -1,4 +1,5 @@
-"""The promises of a batch's events: where their bytes lie, whether they are whole, and what they are in a record.
+"""The promises of a batch's events: where their bytes lie, whether they are whole, and what they are in a
+record.
 
 Between assembly, which settles promises, and all that reads them: enrich, the filter's columns, encode.
 """
@@ -49,7 +50,8 @@ def pick(heads: Array, rows: Ints) -> Array:
 
 
 def extents(batch: Batch, schema: Schema, rows: Ints, heads: Array) -> Extents:
-    """Look at all events of one kind at once. `rows` are their rows in the batch, `heads` those rows of its heads."""
+    """Look at all events of one kind at once. `rows` are their rows in the batch, `heads` those rows of its
+    heads."""
     pairs = heads.view(_pairs(schema))["pairs"]
     have = pairs[:, :, 1]
     ends = np.empty((len(rows), len(schema.promises) + 1), np.int64)

@@ -1,8 +1,9 @@
 """The record: what other people's programs rely on, as one table beside the schemas.
 
-A record is a msgpack map with string keys. Its keys are an event's fields (`Field.path`), its promises by name, and what
-`DERIVED` lists: the keys that no schema file has because the pipeline works them out. `stages/template.py` writes
-records in this layout; `json_schema.py` describes them; `columns.py` gives their values to filters.
+A record is a msgpack map with string keys. Its keys are an event's fields (`Field.path`), its promises by
+name, and what `DERIVED` lists: the keys that no schema file has because the pipeline works them out.
+`stages/template.py` writes records in this layout; `json_schema.py` describes them; `columns.py` gives
+their values to filters.
 """
 
 from __future__ import annotations
@@ -52,7 +53,12 @@ class Derived:
 DERIVED: Final = (
     Derived(("schema",), "text", "name and version of the event's schema: `exec/1`"),
     Derived(("kind",), "text", "name of the event's schema", column="kind"),
-    Derived(("time",), "i64", "ns since the epoch: boottime and the clock's offset when it was read", column="time"),
+    Derived(
+        ("time",),
+        "i64",
+        "ns since the epoch: boottime and the clock's offset when it was read",
+        column="time",
+    ),
     Derived(("boottime",), "i64", "ns since boot, by the kernel's clock", column="boottime"),
     Derived(("host", "id"), "text", "hash of the machine id that only promissory uses, or as configured"),
     Derived(("host", "name"), "text", "the host's name", column="host"),
@@ -69,9 +75,7 @@ DERIVED: Final = (
         "boot id, start in 10 ms ticks, pid: unique over hosts and boots; the record's key",
         column="process_id",
     ),
-    Derived(
-        ("process", "parent"), "map", "the parent; nil where it is the kernel itself (pid 0)", nil=True
-    ),
+    Derived(("process", "parent"), "map", "the parent; nil where it is the kernel itself (pid 0)", nil=True),
     Derived(("process", "parent", "id"), "text", "the parent's id, made like process.id", column="parent_id"),
     Derived(
         ("process", "parent", "executable"),
@@ -81,7 +85,9 @@ DERIVED: Final = (
         column="parent_executable",
     ),
     Derived(("process", "user"), "text", "name of the real user, from local files", nil=True, column="user"),
-    Derived(("process", "group"), "text", "name of the real group, from local files", nil=True, column="group"),
+    Derived(
+        ("process", "group"), "text", "name of the real group, from local files", nil=True, column="group"
+    ),
     Derived(
         ("process", "container"),
         "text",
@@ -90,7 +96,11 @@ DERIVED: Final = (
         column="container",
     ),
     Derived(
-        ("process", "unit"), "text", "innermost systemd unit by its cgroup; nil: none, or unknown", True, column="unit"
+        ("process", "unit"),
+        "text",
+        "innermost systemd unit by its cgroup; nil: none, or unknown",
+        True,
+        column="unit",
     ),
     Derived(
         ("process", "executable"),
@@ -119,7 +129,8 @@ DERIVED: Final = (
 
 
 def entities(schema: Schema) -> dict[tuple[str, ...], tuple[str, str]]:
-    """The maps of a record that are a process, and so have an `id`: path → names of its start and pid fields."""
+    """The maps of a record that are a process, and so have an `id`: path → names of its start and pid
+    fields."""
     names = {field.path: field.name for field in schema.fields}
     return {
         path[:-1]: (name, names[*path[:-1], "pid"])
@@ -149,7 +160,8 @@ def identity(start: Array, pid: Array) -> Array:
 
 
 def _hexadecimal(words: Array) -> Array:
-    """The eight digits of 32-bit numbers, as the eight bytes of u64: a number spread out, one byte per digit."""
+    """The eight digits of 32-bit numbers, as the eight bytes of u64: a number spread out, one byte per
+    digit."""
     for shift, mask in ((16, 0x0000FFFF0000FFFF), (8, 0x00FF00FF00FF00FF), (4, 0x0F0F0F0F0F0F0F0F)):
         words = (words | words << np.uint64(shift)) & np.uint64(mask)
     # A digit above 9 carries into the next half byte when 6 is added; a to f stand 39 behind 9 in ASCII.

@@ -1,8 +1,8 @@
 """A bounded memory: what was worked out once and is likely to be asked for again.
 
-Two generations: what is used moves to the young one; when that is full it becomes the old one, and the old one goes.
-So both the bound and what is forgotten depend only on what was asked, never on a clock (invariant I9).
-Used by stages; imports nothing of ours.
+Two generations: what is used moves to the young one; when that is full it becomes the old one, and the old
+one goes. So both the bound and what is forgotten depend only on what was asked, never on a clock (invariant
+I9). Used by stages; imports nothing of ours.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Remembered(Generic[K, V]):
         return value
 
     def find(self, keys: Iterable[K]) -> list[Any]:
-        """What the young generation has for each key, or None: one call for a whole batch, then `get` for the rest."""
+        """What the young generation has for each key, or None: one call for a whole batch, then `get` for
+        the rest."""
         return list(map(self._young.get, keys))
 
     def __setitem__(self, key: K, value: V) -> None:

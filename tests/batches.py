@@ -45,8 +45,8 @@ class FixedAnswers:
 def event(kind: str, sequence: int, ring: int = 0, **values: Any) -> dict[str, Any]:
     """One event with sensible values for what is not given.
 
-    Values go by the names of fields; a promise is its bytes, or (of, bytes that were sent); `flags_`, `faults`, `time`
-    and `hole` (a Hole) are the head's and the batch's.
+    Values go by the names of fields; a promise is its bytes, or (of, bytes that were sent); `flags_`,
+    `faults`, `time` and `hole` (a Hole) are the head's and the batch's.
     """
     schema = by_name()[kind]
     id = event_id(ring, sequence)

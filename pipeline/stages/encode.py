@@ -1,7 +1,9 @@
-"""encode: events become records. Enriched and filtered batches come in; keys and msgpack values go to the sink.
+"""encode: events become records. Enriched and filtered batches come in; keys and msgpack values go to the
+sink.
 
-A record is three parts joined: the fixed one (template.py), the end of `process` (names.py, found by enrich) and the
-promises (tail.py). No dict is built for an event, and Python code runs for an event only where parts are joined.
+A record is three parts joined: the fixed one (template.py), the end of `process` (names.py, found by
+enrich) and the promises (tail.py). No dict is built for an event, and Python code runs for an event only
+where parts are joined.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from pipeline.answers import Host
+from pipeline.columns import surface_of
 from pipeline.event import Array, Batch, Encoded, Ints, Records
 from pipeline.ledger import zeros
 from pipeline.promises import pick
@@ -31,9 +34,9 @@ SLACK: Final = 64
 class Encode:
     """The stage. It needs the columns that enrich adds.
 
-    surfaces: kind → name of the surface that it is taken at. limits: family → the most bytes that a key and its value
-    may have together; a record beyond it is cut: its longest promise settles as capped. memory: bytes of encoded
-    promises that are remembered, for each kind and group of promises.
+    surfaces: kind → name of the surface that it is taken at. limits: family → the most bytes that a key and
+    its value may have together; a record beyond it is cut: its longest promise settles as capped. memory:
+    bytes of encoded promises that are remembered, for each kind and group of promises.
     """
 
     name = "encode"
@@ -48,7 +51,7 @@ class Encode:
     ) -> None:
         self._limits = limits or {}
         self._kinds = {
-            number: _Kind(schema, host, surfaces.get(schema.name, _only(schema)), redaction, memory)
+            number: _Kind(schema, host, surface_of(schema, surfaces), redaction, memory)
             for number, schema in by_number().items()
         }
 
@@ -79,11 +82,6 @@ class Encode:
     def held(self) -> Ints:
         """Nothing is held."""
         return zeros()
-
-
-def _only(schema: Schema) -> str | None:
-    """The surface of a kind that has but one."""
-    return schema.surfaces[0].name if len(schema.surfaces) == 1 else None
 
 
 class _Kind:
@@ -144,10 +142,9 @@ class _Kind:
             template = self._templates[mask] = Template(self.schema, self._host, self._surface, mask)
         return template
 
-    def _cut(
-        self, batch: Batch, rows: Ints, starts: list[bytes], values: list[bytes], limit: int
-    ) -> None:
-        """Cut what is beyond the limit, longest promise first; what cannot be made to fit stays for the sink to refuse."""
+    def _cut(self, batch: Batch, rows: Ints, starts: list[bytes], values: list[bytes], limit: int) -> None:
+        """Cut what is beyond the limit, longest promise first; what cannot be made to fit stays for the
+        sink to refuse."""
         assert self._tails is not None
         for at, value in enumerate(values):
             if len(value) <= limit:
@@ -165,4 +162,3 @@ def _joined(start: bytes, tail: Tail) -> bytes:
     """A record whose map may have more keys than its template's."""
     keys = int.from_bytes(start[1:HEADER], "big") + tail.keys
     return header(keys) + start[HEADER:] + tail.packed
-

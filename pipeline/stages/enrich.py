@@ -1,9 +1,10 @@
-"""enrich: who did it, in words. Assembled events come in, before any filter; each leaves with two more columns.
+"""enrich: who did it, in words. Assembled events come in, before any filter; each leaves with two more
+columns.
 
-`origin` holds an `Origin` per event (user and group, container and unit, the parent's program, the ancestry by exec
-ids), `program` a `Program` (what the process runs). Programs come from the events themselves: each `exec` and `process`
-event that passes teaches what its exec_id runs. The table is bounded; what it has forgotten, or never saw, is unknown
-(nil), never a guess.
+`origin` holds an `Origin` per event (user and group, container and unit, the parent's program, the ancestry
+by exec ids), `program` a `Program` (what the process runs). Programs come from the events themselves: each
+`exec` and `process` event that passes teaches what its exec_id runs. The table is bounded; what it has
+forgotten, or never saw, is unknown (nil), never a guess.
 """
 
 from __future__ import annotations
@@ -84,16 +85,16 @@ class Enrich:
         lessons = _lessons(batch, common["exec_id"])
         origins, programs = self._origins.find(keys), self._programs.find(ids)
         # In order, so that what an event is told never depends on where batches begin.
-        for row, (origin, program) in enumerate(zip(origins, programs, strict=True)):
+        for row, (whence, program) in enumerate(zip(origins, programs, strict=True)):
             if row in lessons:
                 programs[row] = self._learn(ids[row], keys[row], lessons[row])
                 if ids[row] in self._sought:
                     self._forget()
                     origins[row:] = [None] * (len(batch) - row)
-                origin = origins[row]
+                whence = origins[row]
             elif program is None:
                 programs[row] = self._program(ids[row])
-            if origin is None:
+            if whence is None:
                 origins[row] = self._origins.get(keys[row]) or self._find_out(keys[row])
         found = {"origin": origins, "program": programs}
         columns = {name: np.fromiter(column, object, len(batch)) for name, column in found.items()}

@@ -1,7 +1,7 @@
 """What `enrich` says of a process: names for its numbers, its program, its ancestors.
 
-Each thing here is made once and shared by many events. It holds both its values, for filters, and their bytes in a
-record, for encode: the map `process` ends with an `Origin`'s bytes and a `Program`'s.
+Each thing here is made once and shared by many events. It holds both its values, for filters, and their
+bytes in a record, for encode: the map `process` ends with an `Origin`'s bytes and a `Program`'s.
 """
 
 from __future__ import annotations
@@ -109,15 +109,16 @@ TOP: Final = Lineage(None, b"", pack("ancestry") + pack([]))
 """The lineage of a process that the kernel started."""
 
 
-# docker-ID.scope, cri-containerd-ID.scope, crio-ID.scope, libpod-ID.scope, docker/ID, kubepods/…/ID: but not the
-# monitor beside a container (libpod-conmon-ID.scope), which is the host's.
+# docker-ID.scope, cri-containerd-ID.scope, crio-ID.scope, libpod-ID.scope, docker/ID, kubepods/…/ID: but
+# not the monitor beside a container (libpod-conmon-ID.scope), which is the host's.
 _CONTAINER: Final = re.compile(r"(?:[a-z-]+[-:])?([0-9a-f]{64})(?:\.scope)?")
 _LXC: Final = re.compile(r"lxc\.payload[./](.+)")
 _UNIT: Final = re.compile(r".+\.(?:service|scope|socket|mount|swap)")
 
 
 def container_of(path: str) -> str | None:
-    """The innermost container that a cgroup's path names: its 64 hexadecimal digits, or the name of an LXC one."""
+    """The innermost container that a cgroup's path names: its 64 hexadecimal digits, or the name of an LXC
+    one."""
     parts = path.split("/")
     for at in range(len(parts) - 1, 0, -1):
         part = parts[at]
@@ -133,5 +134,3 @@ def container_of(path: str) -> str | None:
 def unit_of(path: str) -> str | None:
     """The innermost systemd unit (slices aside) that a cgroup's path names."""
     return next((part for part in reversed(path.split("/")) if _UNIT.fullmatch(part)), None)
-
-

@@ -1,7 +1,7 @@
 """The end of records: the promises of events, as msgpack, after the fixed part and the names.
 
-Texts and environments repeat: what was encoded once is remembered by its bytes. An event that has an unsettled promise,
-or something to hide on its command line, is done one promise at a time.
+Texts and environments repeat: what was encoded once is remembered by its bytes. An event that has an
+unsettled promise, or something to hide on its command line, is done one promise at a time.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class Tails:
             self._groups.append(_Group(places[0], promises, memory))
 
     def __call__(self, batch: Batch, rows: Ints, heads: Array) -> tuple[list[list[bytes]], dict[int, Tail]]:
-        """The tails of events in columns, one list per group; and for some, by their index, a Tail to take instead."""
+        """The tails of events in columns, one list per group; and for some, by their index, a Tail to take
+        instead."""
         ends, whole = extents(batch, self._schema, rows, heads)
         slow = np.flatnonzero(~whole).tolist()
         ends[slow] = 0
@@ -80,7 +81,8 @@ class Tails:
         return columns, {at: self.single(batch, int(rows[at])) for at in slow}
 
     def single(self, batch: Batch, row: int, caps: Mapping[str, int] = MappingProxyType({})) -> Tail:
-        """The tail of one event, whatever is the matter with it. `caps`: show only so many bytes of a promise."""
+        """The tail of one event, whatever is the matter with it. `caps`: show only so many bytes of a
+        promise."""
         hole = batch.holes.get(row)
         settled = settle(self._schema, batch.heads[row], int(batch.size[row]), hole)
         parts: list[bytes] = []
@@ -105,14 +107,16 @@ class Tails:
         return Tail(b"".join(parts + extra), len(extra) // 2, *longest)
 
     def _shown(self, promise: Promise, how: Settled, batch: Batch, start: int) -> tuple[Value, bool, int]:
-        """What the record shows (nothing beyond the first missing byte), whether it is masked, bytes it shows."""
+        """What the record shows (nothing beyond the first missing byte), whether it is masked, bytes it
+        shows."""
         seen = how.spans[0][1] if how.spans and how.spans[0][0] == 0 else 0
         if how.state != "complete" and not seen:
             return None, False, 0
         return *value(promise, batch.stream[start : start + seen].tobytes(), self._redaction), seen
 
     def _column(self, batch: Batch, group: _Group, ends: Ints) -> tuple[list[bytes], list[int]]:
-        """One group of all events, and the indexes of those on whose command line something is to be masked."""
+        """One group of all events, and the indexes of those on whose command line something is to be
+        masked."""
         ends = ends[:, group.first : group.first + len(group.promises) + 1]
         stream = batch.stream.data
         spans = zip(ends[:, 0].tolist(), ends[:, -1].tolist(), strict=True)

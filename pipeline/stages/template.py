@@ -1,7 +1,8 @@
-"""The fixed part of records: all of one kind, for which the same fields are nil, have the same bytes but for numbers.
+"""The fixed part of records: all of one kind, for which the same fields are nil, have the same bytes but
+for numbers.
 
-So it is a template, filled by whole columns. `encode` keeps one per kind and mask, and appends what varies in length:
-the end of the map `process` (names.BLOCK), then the promises.
+So it is a template, filled by whole columns. `encode` keeps one per kind and mask, and appends what varies
+in length: the end of the map `process` (names.BLOCK), then the promises.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ __all__ = ["HEADER", "Path", "Template", "columns", "header", "masks", "nilable"
 
 Path = tuple[str, ...]
 
-# How a number of each type stands in msgpack: its marker, and the bytes after it. Integers keep their full width.
+# How a number of each type stands in msgpack: its marker, and the bytes after it. Integers keep their full
+# width.
 _FORMATS: Final[dict[str, tuple[bytes, str]]] = {
     "u8": (b"\xcc", "u1"),
     "u16": (b"\xcd", ">u2"),
@@ -53,7 +55,7 @@ def nilable(schema: Schema) -> list[Path]:
 def masks(schema: Schema, heads: Array) -> Ints:
     """(n,): which of `nilable` are nil in each event."""
     view = heads.view(schema.dtype)
-    found = (ring_of(heads["id"]) == PROC_RING) | (view["parent_pid"] == 0).astype(np.int64) << 1
+    found: Ints = (ring_of(heads["id"]) == PROC_RING) | (view["parent_pid"] == 0).astype(np.int64) << 1
     for bit, field in enumerate((f for f in schema.fields if f.nil is not None), 2):
         found |= (view[field.name] == field.nil).astype(np.int64) << bit
     return found
@@ -73,7 +75,9 @@ def columns(schema: Schema, heads: Array, clock: int) -> dict[Path, Array]:
         ("id",): heads["id"],
     }
     found |= {
-        (field.path): (view[field.name] != 0) + np.uint8(_FALSE) for field in schema.fields if field.type == "bool"
+        (field.path): (view[field.name] != 0) + np.uint8(_FALSE)
+        for field in schema.fields
+        if field.type == "bool"
     }
     processes = entities(schema)
     starts = np.concatenate([view[start] for start, _ in processes.values()])
@@ -146,10 +150,11 @@ class Template:
 
 
 def _tree(schema: Schema, host: Host, surface: str | None) -> dict[str, Any]:
-    """The record's maps down to its leaves: the name of a number's type, `identity`, or bytes that never change.
+    """The record's maps down to its leaves: the name of a number's type, `identity`, or bytes that never
+    change.
 
-    The event's own keys stand before `process`, and `parent` at the end of that: what follows the fixed part, names and
-    promises, is then the end of each open map.
+    The event's own keys stand before `process`, and `parent` at the end of that: what follows the fixed
+    part, names and promises, is then the end of each open map.
     """
     tree: dict[str, Any] = {
         "schema": pack(schema.title),
@@ -170,7 +175,9 @@ def _tree(schema: Schema, host: Host, surface: str | None) -> dict[str, Any]:
         _within(process if path[0] == "process" else tree, path)["id"] = "identity"
     for field in schema.fields:
         if field.type != "comm":
-            _within(process if field.path[0] == "process" else tree, field.path[:-1])[field.path[-1]] = field.type
+            _within(process if field.path[0] == "process" else tree, field.path[:-1])[field.path[-1]] = (
+                field.type
+            )
     inner = process["process"]
     parent = inner.pop("parent")
     return tree | {"process": inner | {"parent": parent | {"executable": b""}}}

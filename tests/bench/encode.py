@@ -1,6 +1,7 @@
 """What enrich and encode cost per event, alone: for fork and exit, and for the default mix.
 
-Batches are made before the clock starts. `measure` gives ns of CPU per event; `overhead` the fixed cost of a batch.
+Batches are made before the clock starts. `measure` gives ns of CPU per event; `overhead` the fixed cost of
+a batch.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def fork_exit(size: int, batches: int) -> list[Batch]:
 
 
 def default_mix(size: int, batches: int) -> list[Batch]:
-    """30 % fork, 30 % exit, 40 % exec of ten arguments; each exec is a program of its own, as it is in life."""
+    """30 % fork, 30 % exit, 40 % exec of ten arguments; each exec is a program of its own, as it is in
+    life."""
     return cycles(size, batches, execs=4)
 
 
@@ -78,7 +80,8 @@ def stages() -> tuple[Enrich, Encode]:
 
 
 def measure(batches: Sequence[Batch], repeats: int = 3) -> float:
-    """ns of CPU per event once the stages know the machine: a quarter of the batches go ahead. Best of some repeats."""
+    """ns of CPU per event once the stages know the machine: a quarter of the batches go ahead. Best of some
+    repeats."""
     ahead = len(batches) // 4
     timed = batches[ahead:]
     best = min(_timed(batches[:ahead], timed) for _ in range(repeats))
