@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ import trio
 
 from pipeline import books, place
 from pipeline.books import Holder
+from pipeline.clock import Clock
 from pipeline.columns import Columns
 from pipeline.config import Config
 from pipeline.console import View
@@ -30,10 +30,10 @@ from pipeline.kernel.attachment import Attachment, attach, detach, is_attached, 
 from pipeline.kernel.layout import wanted
 from pipeline.kernel.manifest import Manifest
 from pipeline.ledger import Statement, zeros
-from pipeline.live_answers import LiveAnswers, live_host
+from pipeline.live_answers import LiveAnswers
 from pipeline.redact import Redaction
 from pipeline.sinks.checkpoint import BookKeeper
-from pipeline.sinks.jsonlines import JsonLines
+
 from pipeline.sinks.kafka import KafkaSink
 from pipeline.sinks.log import LogSink
 from pipeline.sinks.outbox import Outbox
@@ -76,7 +76,13 @@ async def run(config: Config, *, say: Say) -> int:
             if ours:  # nothing half-attached is left behind
                 detach(config)
             raise
-        finished = await pipeline.run(detaching=ours)
+        try:
+            finished = await pipeline.run(detaching=ours)
+        except* BrokenPipeError:
+            if ours:  # nobody reads standard output any more
+                books.close(manifest)
+                detach(config)
+            raise
         if ours and finished:
             plain = books.close(manifest)
             detach(config)
@@ -146,7 +152,7 @@ class Pipeline:
             ring.release(ring.position)
         self._sink = self._make_sink(target)
         self._view = None if config.quiet or isinstance(target, place.Stdout) else View(console())
-        self._source = Rings(self._rings, self._attachment.descriptors, now)
+        self._source = Rings(self._rings, self._attachment.descriptors, Clock())
         self._stages = self._make_stages(judge)
         self._holders: list[Holder] = []
         self._leave_rest = False
@@ -166,6 +172,8 @@ class Pipeline:
             )
         self._outbox = None
         if isinstance(target, place.Stdout):
+            from pipeline.sinks.jsonlines import JsonLines
+
             return JsonLines(self._keeper)
         return LogSink(self._store, self._keeper, self._say)
 
@@ -204,7 +212,7 @@ class Pipeline:
 
     def _make_stages(self, judge: Judge | None) -> list[Stage[Any, Any]]:
         config, surfaces = self._config, self._manifest.surfaces
-        host = live_host(config.host.id, config.host.name, config.host.labels)
+        answers = LiveAnswers(config.host.id, config.host.name, config.host.labels)
         redaction = Redaction(
             config.environment.allow, config.redact.argv, environment=config.environment.enabled
         )
@@ -214,9 +222,9 @@ class Pipeline:
             Merge(),
             Assemble(boundary, self._keeper.books.number, int(config.expiry * 1e9), config.assembly),
             Tap[Batch]("opened", lambda batch: self._keeper.open(batch.passage)),
-            Enrich(LiveAnswers(host)),
-            Filter(judge, Columns(host, surfaces, redaction)) if judge else None,
-            Encode(host, surfaces, redaction, limits),
+            Enrich(answers),
+            Filter(judge, Columns(answers.host, surfaces, redaction)) if judge else None,
+            Encode(answers.host, surfaces, redaction, limits),
             Tap[Encoded]("shown", self._view.offer) if self._view else None,
         ]
         return [each for each in found if each]
@@ -270,12 +278,6 @@ class Tap(Generic[T]):
     def held(self) -> Ints:
         """Nothing is held."""
         return zeros()
-
-
-def now() -> tuple[int, int]:
-    """(boottime, what to add to it for the time since the epoch), ns."""
-    boottime = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    return boottime, time.time_ns() - boottime
 
 
 def _log_path(target: place.Place, config: Config) -> Path:

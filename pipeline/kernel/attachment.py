@@ -145,10 +145,17 @@ class Attachment:
     def rings(self, books: Books) -> dict[int, Ring]:
         """A reader for each ring, and for the first look at /proc, from where the books say that all is safe."""
         memories = {**self._memories, PROC_RING: RingMemory.of_chunks(self._processes)}
-        return {
-            number: Ring(number, memory, books.rings.get(number) or RingBooks(sequence=self.start(number)))
-            for number, memory in memories.items()
-        }
+        found = {}
+        for number, memory in memories.items():
+            known = books.rings.get(number) or RingBooks(sequence=self.start(number))
+            consumer, producer = int(memory.consumer[0]), int(memory.producer[0])
+            if number != PROC_RING and not consumer <= known.position <= producer:
+                raise UserError(
+                    f"ring {number}: the books end at {known.position}, the ring holds {consumer} to {producer}: "
+                    "they do not belong together; promissory detach, then run again"
+                )
+            found[number] = Ring(number, memory, known)
+        return found
 
     def start(self, ring: int) -> int:
         """The number of a ring's first chunk."""
