@@ -17,7 +17,18 @@ from pipeline.errors import UserError
 from pipeline.place import Kafka
 from pipeline.schema import families
 
-__all__ = ["AwayError", "BrokerError", "clear", "ensure", "explain", "present", "producer", "settings"]
+__all__ = [
+    "OVERHEAD",
+    "REMEDIES",
+    "AwayError",
+    "BrokerError",
+    "clear",
+    "ensure",
+    "explain",
+    "present",
+    "producer",
+    "settings",
+]
 
 PATIENCE: Final = 3.0
 """Seconds until a broker that does not answer is away."""

@@ -2,9 +2,9 @@
 
 While the broker is well the rings themselves are the log: a batch stays in flight until every record of it
 was acknowledged, then its passage is retired. When acknowledgements stop coming, or hold the rings back,
-everything goes through the outbox, in order, until that is empty again. One task, `_pump`, does all the sending
-and counting, so that there is no order between tasks to get wrong; librdkafka is polled in line, and not at all
-while nothing is under way.
+everything goes through the outbox, in order, until that is empty again. One task, `_pump`, does all the
+sending and counting, so that there is no order between tasks to get wrong; librdkafka is polled in line, and
+not at all while nothing is under way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import trio
 from confluent_kafka import KafkaError, Producer
 
 from pipeline.event import Encoded, Ints
-from pipeline.kafka import OVERHEAD, AwayError, BrokerError, ensure, explain, producer
+from pipeline.kafka import OVERHEAD, AwayError, BrokerError, clear, ensure, explain, producer
 from pipeline.ledger import zeros
 from pipeline.place import Kafka
 from pipeline.sinks.flight import Flight, Trouble
@@ -62,7 +62,7 @@ class KafkaSink:
         partitions: int = 12,
         largest: int = 8 << 20,
     ) -> None:
-        """`properties` are librdkafka's; `partitions` and `largest` (bytes of a record) are for new topics."""
+        """`properties` are librdkafka's; `partitions`, `largest` (bytes of a record) are for new topics."""
         self.limits: dict[str, int] = {}
         """Family → bytes of the largest record that its topic takes; known once the broker was seen."""
         self._largest, self._partitions = largest, partitions
@@ -89,6 +89,7 @@ class KafkaSink:
         """Reach the broker. Raises BrokerError; an absent broker is a warning, and the outbox."""
         try:
             await self._connect()
+            self._progress = trio.current_time()
         except AwayError as error:
             self._say_away(str(error))
             self._lost.set()
@@ -133,7 +134,7 @@ class KafkaSink:
         self._wake.set()
 
     async def _pump(self) -> None:
-        while not self._is_finished():
+        while True:
             self._wake = trio.Event()
             await self._send()
             self._poll()
@@ -141,6 +142,8 @@ class KafkaSink:
             if self._must_spill():
                 await self._spill()
             self._room.set()
+            if self._is_finished():
+                return
             await self._nap()
 
     async def _stay_connected(self) -> None:
@@ -314,13 +317,18 @@ class KafkaSink:
     # -- the broker
 
     async def _connect(self) -> None:
-        limits = await trio.to_thread.run_sync(
-            lambda: ensure(self._place, self._properties, partitions=self._partitions, largest=self._largest),
-            abandon_on_cancel=True,
-        )
-        self.limits.update({family: limit - OVERHEAD for family, limit in limits.items()})
-        self._producer = self._make_producer()
+        self._producer = await trio.to_thread.run_sync(self._reach, abandon_on_cancel=True)
         self._wake.set()
+
+    def _reach(self) -> Producer:
+        """Make sure of the topics and of a producer that is connected. Blocks."""
+        limits = ensure(self._place, self._properties, partitions=self._partitions, largest=self._largest)
+        self.limits.update({family: limit - OVERHEAD for family, limit in limits.items()})
+        client = self._make_producer()
+        # Without this the first record waits a second for librdkafka's own first look.
+        with clear(self._place.address):
+            client.list_topics(timeout=STALL)
+        return client
 
     def _make_producer(self, **own: Any) -> Producer:
         largest = max(self.limits.values(), default=self._largest) + OVERHEAD

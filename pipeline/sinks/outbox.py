@@ -34,8 +34,8 @@ class Outbox:
         full = self._store.size >= self._store.limit
         if full and not self._said_full:
             self._warn(
-                f"the outbox {self._store.path} is full ({self._store.limit} bytes): events wait in the rings "
-                "until those overflow; bring the broker back or raise outbox.limit"
+                f"the outbox {self._store.path} is full ({self._store.limit} bytes): events wait in the "
+                "rings until those overflow; bring the broker back or raise outbox.limit"
             )
         self._said_full = full
         return not full

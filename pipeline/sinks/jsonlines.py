@@ -1,0 +1,55 @@
+"""JSON lines on standard output: the end of the pipeline for `run --to -`. What was written is acknowledged."""
+
+from __future__ import annotations
+
+import sys
+
+import trio
+
+from pipeline.event import Encoded, Ints
+from pipeline.jsonl import record_to_json
+from pipeline.ledger import zeros
+from pipeline.sinks.sink import Keeper
+from pipeline.stages.stage import Link
+from pipeline.store import Outcome
+
+__all__ = ["JsonLines", "write"]
+
+
+def write(values: list[bytes]) -> None:
+    """Print records, and wait until the reader took them. Raises BrokenPipeError."""
+    text = "".join(record_to_json(value) + "\n" for value in values)
+    sys.stdout.buffer.write(text.encode())
+    sys.stdout.buffer.flush()
+
+
+class JsonLines:
+    """Writes every batch before it takes the next."""
+
+    name = "jsonlines"
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._held = zeros()
+
+    async def run(self, source: Link[Encoded]) -> None:
+        """See Sink. Raises BrokenPipeError when the reader has gone; then nothing of the batch is acknowledged."""
+        async for batch in source:
+            self._held = batch.counts
+            for records in batch.records.values():
+                await trio.to_thread.run_sync(write, records.values)
+            self._keeper.checkpoint(batch.passage, batch.counts)
+            self._keeper.release()
+            self._held = zeros()
+
+    def held(self) -> Ints:
+        """See Sink."""
+        return self._held
+
+    def in_outbox(self) -> Ints:
+        """See Sink: there is none."""
+        return zeros()
+
+    def settled(self) -> Outcome:
+        """See Sink: nothing is settled later."""
+        return Outcome(zeros())
