@@ -1,7 +1,7 @@
 """The command `promissory`: the top of the house.
 
-commands.py reads the command line, reading.py serves `tail` and `replay`, schemas.py `schema`; here is what
-every end of a command looks like: a status, and one line to a person.
+commands.py reads the command line; reading.py, replaying.py and schemas.py do what has no better home. Here
+is what every end of a command looks like: a status, and one line to a person.
 """
 
 from __future__ import annotations

@@ -190,16 +190,17 @@ def tail(
     """
     if from_start and newest is not None:
         raise UserError("-n and --from-start exclude each other; give one of them", status=2)
-    from pipeline.cli.reading import show
+    # Events and filter of the file and the environment are for `run`: here only the flags count.
+    settings = configure(config, events=events or "", filter=filter or "")
+    from pipeline.cli.reading import tail_place
 
-    show(
-        configure(config),
+    tail_place(
+        settings,
         place,
         newest=None if from_start else 10 if newest is None else newest,
         follow=follow,
-        events=events,
-        filter=filter,
         as_json=form == "json",
+        say=say,
     )
 
 
@@ -220,9 +221,10 @@ def replay(
     Stops at the ends it saw when it started, and shows its progress on a terminal. Ctrl-C ends it with
     status 130.
     """
-    from pipeline.cli.reading import copy
+    settings = configure(config, filter=filter or "")
+    from pipeline.cli.replaying import replay_places
 
-    copy(configure(config), source, target, since=since, until=until, filter=filter)
+    replay_places(settings, source, target, since=since, until=until, say=say)
 
 
 @app.command()
