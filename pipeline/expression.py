@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["Expression", "FilterError"]
+__all__ = ["EvaluationError", "Expression", "FilterError"]
 
 # Polars' table functions, all that can open a file; in a text such a name is spelled `read_csv` as LIKE
 # 'read?csv'.
@@ -37,6 +37,10 @@ class FilterError(UserError):
         super().__init__(f"filter: {text}. Columns: {', '.join(sorted(COLUMNS))}", status=2)
 
 
+class EvaluationError(Exception):
+    """An expression that was accepted and fails on some event; the text says why, in one line."""
+
+
 class Expression:
     """One expression. FilterError where it cannot be parsed, is not Boolean, or looks at more than one
     event."""
@@ -51,11 +55,14 @@ class Expression:
         self._check()
 
     def __call__(self, columns: Mapping[str, Sequence[Any]]) -> list[bool | None]:
-        """One answer per event. `columns` has all of `names`, of one length; raises what Polars raises."""
-        frame = self._pl.DataFrame(
-            [self._pl.Series(name, columns[name], self._types[name]) for name in sorted(self.names)]
-        )
-        found: list[bool | None] = frame.select(self._expression.alias("keep"))["keep"].to_list()
+        """One answer per event. `columns` has all of `names`, of one length. EvaluationError where it fails."""
+        try:
+            frame = self._pl.DataFrame(
+                [self._pl.Series(name, columns[name], self._types[name]) for name in sorted(self.names)]
+            )
+            found: list[bool | None] = frame.select(self._expression.alias("keep"))["keep"].to_list()
+        except (Exception, self._pl.exceptions.PanicException) as error:
+            raise EvaluationError(_first_line(error)) from None
         return found
 
     def _parsed(self) -> pl.Expr:
@@ -104,7 +111,11 @@ class _said:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, (Exception, self._panic)):
-            raise FilterError(f"{self._what}: {str(error).splitlines()[0]}") from None
+            raise FilterError(f"{self._what}: {_first_line(error)}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _polars() -> Any:

@@ -91,7 +91,7 @@ DERIVED: Final = (
     Derived(
         ("process", "container"),
         "text",
-        "id of the container (64 hexadecimal digits; an LXC container's name) by its cgroup; nil: none, or unknown",
+        "id of the container (64 hexadecimal digits; for LXC a name) by its cgroup; nil: none, or unknown",
         nil=True,
         column="container",
     ),

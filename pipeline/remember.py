@@ -25,6 +25,8 @@ class Remembered(Generic[K, V]):
         self._young: dict[K, V] = {}
         self._old: dict[K, V] = {}
         self._weight = 0
+        self.turns = 0
+        """How often generations changed: what `find` said before may be out of date."""
 
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
@@ -47,9 +49,11 @@ class Remembered(Generic[K, V]):
             return
         if self._weight + weight > self._half:
             self._old, self._young, self._weight = self._young, {}, 0
+            self.turns += 1
         self._young[key] = value
         self._weight += weight
 
     def clear(self) -> None:
         """Forget everything."""
         self._young, self._old, self._weight = {}, {}, 0
+        self.turns += 1

@@ -84,18 +84,21 @@ class Enrich:
         ids = common["exec_id"].tolist()
         lessons = _lessons(batch, common["exec_id"])
         origins, programs = self._origins.find(keys), self._programs.find(ids)
-        # In order, so that what an event is told never depends on where batches begin.
+        turns = self._turns()
+        # In order, and looked up anew when something was forgotten: so what an event is told never
+        # depends on where batches begin.
         for row, (whence, program) in enumerate(zip(origins, programs, strict=True)):
             if row in lessons:
                 programs[row] = self._learn(ids[row], keys[row], lessons[row])
-                if ids[row] in self._sought:
-                    self._forget()
-                    origins[row:] = [None] * (len(batch) - row)
-                whence = origins[row]
             elif program is None:
                 programs[row] = self._program(ids[row])
-            if whence is None:
+            elif whence is not None:
+                continue
+            if whence is None or turns != self._turns():
                 origins[row] = self._origins.get(keys[row]) or self._find_out(keys[row])
+            if turns != self._turns():
+                turns = self._turns()
+                origins[row + 1 :] = programs[row + 1 :] = [None] * (len(batch) - row - 1)
         found = {"origin": origins, "program": programs}
         columns = {name: np.fromiter(column, object, len(batch)) for name, column in found.items()}
         return (replace(batch, columns={**batch.columns, **columns}),)
@@ -109,17 +112,19 @@ class Enrich:
         return zeros()
 
     def _learn(self, exec_id: int, key: bytes, path: bytes | None) -> Program:
-        """Take a program into the table; `path` is None where the event does not have it whole."""
+        """Take a program into the table; `path`: None or empty where the event does not say it."""
         parent, *_, top, _ = _UNPACK(key)
-        executable, packed = (None, UNKNOWN.packed) if path is None else packed_executable(path)
+        executable, packed = packed_executable(path) if path else (None, UNKNOWN.packed)
         self._programs[exec_id] = program = Program(executable, packed, parent, bool(top))
+        if exec_id in self._sought:
+            # Somebody was told "unknown": let all be asked again.
+            self._sought.clear()
+            self._origins.clear()
+            self._lineage.cache_clear()
         return program
 
-    def _forget(self) -> None:
-        """Somebody was told "unknown" of what is known now: let all be asked again."""
-        self._sought.clear()
-        self._origins.clear()
-        self._lineage.cache_clear()
+    def _turns(self) -> int:
+        return self._origins.turns + self._programs.turns
 
     def _find_out(self, key: bytes) -> Origin:
         parent, cgroup, uid, gid, epoch, top, comm = _UNPACK(key)

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.columns import Columns, of_records
 from pipeline.event import Array, Batch, Ints, count
-from pipeline.expression import Expression
+from pipeline.expression import EvaluationError, Expression
 from pipeline.ledger import zeros
 from pipeline.promises import extents, pick
 from pipeline.schema import by_number
@@ -45,12 +45,9 @@ class Judge:
         """(n,) of bool; `settled` says which events have all promises complete."""
         try:
             answers = self._expression(columns)
-        # Polars' panics are no Exception.
-        except BaseException as error:
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
+        except EvaluationError as error:
             if self._warn is not None:
-                self._warn(f"the filter failed, events pass it: {str(error).splitlines()[0]}")
+                self._warn(f"the filter failed, events pass it: {error}")
                 self._warn = None
             return np.ones(len(settled), bool)
         true = np.array([answer is True for answer in answers], bool)
