@@ -1,7 +1,7 @@
-"""Re-publishes stored records, in order and unchanged to the byte: from a place, through a window, to a place.
+"""Re-publishes stored records, in order and unchanged to the byte, from one place to another.
 
-Into Kafka the whole replay is one transaction: readers that read what is committed see all of it, exactly once, or
-nothing. Into a folder's log and as JSON lines it goes batch by batch.
+Into Kafka a replay is one transaction: readers that read what is committed see all of it, exactly once,
+or nothing. Into a folder's log and as JSON lines it goes batch by batch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.place import Folder, Kafka, Place
 from pipeline.schema import by_name
 from pipeline.sinks.jsonlines import write
 from pipeline.sources.source import Record, Window
-from pipeline.store import LOG, Store, no_warning
+from pipeline.store import LOG, BlockedError, Store
 
 __all__ = ["Keep", "Progress", "replay"]
 
@@ -77,16 +77,18 @@ async def replay(
     reader = source(origin, kafka)
     await trio.to_thread.run_sync(_refuse_itself, origin, target, kafka or {})
     state = Progress(0, 0, 0)
-    async with _open(target, kafka or {}, partitions, largest) as writer:
-        async with reader.batches(Window(since, until)) as batches:
-            async for records in batches:
-                kept = _filtered(records, keep)
-                if kept:
-                    await writer.put(kept)
-                if records:
-                    state = Progress(state.read + len(records), state.written + len(kept), records[-1].time)
-                    if progress:
-                        progress(state)
+    async with (
+        _open(target, kafka or {}, partitions, largest) as writer,
+        reader.batches(Window(since, until)) as batches,
+    ):
+        async for records in batches:
+            kept = _filtered(records, keep)
+            if kept:
+                await writer.put(kept)
+            if records:
+                state = Progress(state.read + len(records), state.written + len(kept), records[-1].time)
+                if progress:
+                    progress(state)
     return state
 
 
@@ -221,13 +223,16 @@ class _Log:
 
     async def put(self, records: list[Record]) -> None:
         """See Target."""
-        await trio.to_thread.run_sync(self._store.append, [_encoded(records)])
-        await trio.to_thread.run_sync(self._store.trim)
+        try:
+            await trio.to_thread.run_sync(self._store.append, [_encoded(records)])
+            await trio.to_thread.run_sync(self._store.trim)
+        except BlockedError as error:
+            raise UserError(f"{self._store.path} takes nothing ({error}); free some space") from None
 
 
 @asynccontextmanager
 async def _log(place: Folder) -> AsyncIterator[_Log]:
-    store = await trio.to_thread.run_sync(lambda: Store(place.path / LOG, warn=no_warning))
+    store = await trio.to_thread.run_sync(lambda: Store(place.path / LOG))
     try:
         yield _Log(store)
     finally:

@@ -48,6 +48,7 @@ CREATE TABLE IF NOT EXISTS settled (
     PRIMARY KEY (attachment, term, stage, reason));
 """
 PASSING: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY)
+CORRUPT: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_SHORT_READ)
 SUMMARY: Final = "id, first, last, records, size, counts"
 
 
@@ -119,8 +120,8 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self._open()
-            except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError) or not make:
+            except sqlite3.Error as error:
+                if error.sqlite_errorcode not in CORRUPT or not make:
                     raise
                 self._set_aside(warn, error)
                 self._open()

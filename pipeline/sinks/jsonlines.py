@@ -1,4 +1,4 @@
-"""JSON lines on standard output: the end of the pipeline for `run --to -`. What was written is acknowledged."""
+"""JSON lines on standard output: the end of the pipeline for `run --to -`. Written is acknowledged."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class JsonLines:
         self._held = zeros()
 
     async def run(self, source: Link[Encoded]) -> None:
-        """See Sink. Raises BrokenPipeError when the reader has gone; then nothing of the batch is acknowledged."""
+        """See Sink. Raises BrokenPipeError when the reader has gone: the batch is not acknowledged then."""
         async for batch in source:
             self._held = batch.counts
             for records in batch.records.values():
