@@ -27,7 +27,7 @@ PROGRAM(on_exec)
     struct kind_books *kind = &book->kinds[KIND_exec];
     count(kind->attempted);
 
-    void *task = (void *)ctx->args[0], *bprm = (void *)ctx->args[2];
+    void *task = (void *)bpf_get_current_task_btf(), *bprm = (void *)ctx->args[2];
     void *leader = leader_of(task);
     struct identity_key key;
     key_of(&key, leader);
@@ -57,7 +57,7 @@ PROGRAM(on_exec)
             append_string(s->buffer, &s->back, MIDDLE + STRING_ROOM, (void *)interpreter, 0, &fault);
 
     s->stage = WALK_CWD;
-    walk_begin(&s->walk, AT(fs_struct, pwd, READ(task_struct, fs, task)), MIDDLE);
+    walk_begin(&s->walk, AT(fs_struct, pwd, LOAD(task_struct, fs, task)), MIDDLE);
     calls.call(ctx, CALL_EXEC_WALK);
     count(kind->lost_call);
     return 0;
@@ -71,7 +71,7 @@ PROGRAM(exec_walk)
     struct exec_scratch *s = exec_scratches.lookup(&ring);
     if (!book || !set || !s)
         return 0;
-    void *file = (void *)READ(mm_struct, exe_file, READ(task_struct, mm, ctx->args[0]));
+    void *file = (void *)LOAD(mm_struct, exe_file, LOAD(task_struct, mm, bpf_get_current_task_btf()));
     if (walk_paths(&s->walk, &s->stage, s->buffer, &s->head.executable, &s->head.cwd, set->cap_path, file))
         calls.call(ctx, CALL_EXEC_EMIT);
     else
@@ -116,12 +116,12 @@ PROGRAM(exec_emit)
     struct kind_books *kind = &book->kinds[KIND_exec];
     struct stream *stream = &s->stream;
     struct payload_exec *head = &s->head;
-    u64 mm = READ(task_struct, mm, ctx->args[0]);
-    u64 arguments = READ(mm_struct, arg_start, mm), environment = READ(mm_struct, env_start, mm);
+    u64 mm = LOAD(task_struct, mm, bpf_get_current_task_btf());
+    u64 arguments = LOAD(mm_struct, arg_start, mm), environment = LOAD(mm_struct, env_start, mm);
 
-    head->argv.of = READ(mm_struct, arg_end, mm) - arguments;
+    head->argv.of = LOAD(mm_struct, arg_end, mm) - arguments;
     head->argv.have = smaller(head->argv.of, set->cap_argv);
-    head->environment.of = set->environment ? READ(mm_struct, env_end, mm) - environment : 0;
+    head->environment.of = set->environment ? LOAD(mm_struct, env_end, mm) - environment : 0;
     head->environment.have = smaller(head->environment.of, set->cap_environment);
 
     stream->user = arguments;

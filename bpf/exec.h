@@ -5,40 +5,40 @@
 // Fields of the head that come from the task and its executable. Up to its promises, exec_failed's head is exec's.
 static __always_inline void fill_exec(struct payload_exec *head, void *task)
 {
-    void *cred = (void *)READ(task_struct, cred, task);
-    void *file = (void *)READ(mm_struct, exe_file, READ(task_struct, mm, task));
-    void *fs = (void *)READ(task_struct, fs, task);
-    void *proxy = (void *)READ(task_struct, nsproxy, task);
-    void *pid = (void *)READ(task_struct, thread_pid, task);
+    void *cred = (void *)LOAD(task_struct, cred, task);
+    void *file = (void *)LOAD(mm_struct, exe_file, LOAD(task_struct, mm, task));
+    void *fs = (void *)LOAD(task_struct, fs, task);
+    void *proxy = (void *)LOAD(task_struct, nsproxy, task);
+    void *pid = (void *)LOAD(task_struct, thread_pid, task);
 
-    u64 inode = READ(file, f_inode, file);
-    u64 super = READ(inode, i_sb, inode);
-    u32 dev = READ(super_block, s_dev, super), major = dev >> 20, minor = dev & 0xfffff;
-    head->inode = READ(inode, i_ino, inode);
+    u64 inode = LOAD(file, f_inode, file);
+    u64 super = LOAD(inode, i_sb, inode);
+    u32 dev = LOAD(super_block, s_dev, super), major = dev >> 20, minor = dev & 0xfffff;
+    head->inode = LOAD(inode, i_ino, inode);
     head->device = (minor & 0xff) | major << 8 | (minor & ~0xff) << 12; // as stat(2) shows it
 
-    head->euid = READ(cred, euid, cred);
-    head->egid = READ(cred, egid, cred);
-    head->loginuid = READ_IF(task_struct, loginuid, task, 0xffffffff);
-    head->session = READ_IF(task_struct, sessionid, task, 0xffffffff);
+    head->euid = LOAD(cred, euid, cred);
+    head->egid = LOAD(cred, egid, cred);
+    head->loginuid = LOAD_IF(task_struct, loginuid, task, 0xffffffff);
+    head->session = LOAD_IF(task_struct, sessionid, task, 0xffffffff);
 
-    head->cgroup_ns = READ(cgroup_namespace, ns__inum, READ(nsproxy, cgroup_ns, proxy));
-    head->ipc_ns = READ(ipc_namespace, ns__inum, READ(nsproxy, ipc_ns, proxy));
-    head->mnt_ns = READ(mnt_namespace, ns__inum, READ(nsproxy, mnt_ns, proxy));
-    head->net_ns = READ(net, ns__inum, READ(nsproxy, net_ns, proxy));
-    head->time_ns = READ(time_namespace, ns__inum, READ(nsproxy, time_ns, proxy));
-    head->uts_ns = READ(uts_namespace, ns__inum, READ(nsproxy, uts_ns, proxy));
-    head->user_ns = READ(user_namespace, ns__inum, READ(cred, user_ns, cred));
-    u32 level = READ(pid, level, pid);
+    head->cgroup_ns = LOAD(cgroup_namespace, ns__inum, LOAD(nsproxy, cgroup_ns, proxy));
+    head->ipc_ns = LOAD(ipc_namespace, ns__inum, LOAD(nsproxy, ipc_ns, proxy));
+    head->mnt_ns = LOAD(mnt_namespace, ns__inum, LOAD(nsproxy, mnt_ns, proxy));
+    head->net_ns = LOAD(net, ns__inum, LOAD(nsproxy, net_ns, proxy));
+    head->time_ns = LOAD(time_namespace, ns__inum, LOAD(nsproxy, time_ns, proxy));
+    head->uts_ns = LOAD(uts_namespace, ns__inum, LOAD(nsproxy, uts_ns, proxy));
+    head->user_ns = LOAD(user_namespace, ns__inum, LOAD(cred, user_ns, cred));
+    u32 level = LOAD(pid, level, pid);
     u64 pid_ns = READ(upid, ns, AT(pid, numbers, pid) + (level & 31) * SIZE_upid);
     head->pid_ns = READ(pid_namespace, ns__inum, pid_ns);
 
-    u64 dentry = READ(path, dentry, AT(file, f_path, file));
-    u64 vfsmount = READ(path, mnt, AT(file, f_path, file));
+    u64 dentry = LOAD(file, f_path__dentry, file);
+    u64 vfsmount = LOAD(file, f_path__mnt, file);
     int no_place = nameless(dentry, vfsmount);
-    head->memfd = no_place && READ(vfsmount, mnt_flags, vfsmount) & MNT_INTERNAL &&
-                  READ(super_block, s_magic, super) == TMPFS_MAGIC;
-    head->deleted = !no_place && !READ(dentry, d_hash__pprev, dentry) && READ(dentry, d_parent, dentry) != dentry;
+    head->memfd = no_place && LOAD(vfsmount, mnt_flags, vfsmount) & MNT_INTERNAL &&
+                  LOAD(super_block, s_magic, super) == TMPFS_MAGIC;
+    head->deleted = !no_place && !LOAD(dentry, d_hash__pprev, dentry) && LOAD(dentry, d_parent, dentry) != dentry;
     head->chrooted = below_root(AT(fs_struct, root, fs));
 }
 

@@ -38,7 +38,7 @@ BPF_ARRAY(failed_scratches, struct failed_scratch, RINGS);
 static __always_inline int exec_arguments(struct failed_scratch *s, void *task, void *regs, u64 *path)
 {
     u64 number = READ(pt_regs, orig_ax, regs);
-    if (READ(task_struct, thread_info__status, task) & TS_COMPAT) {
+    if (LOAD(task_struct, thread_info__status, task) & TS_COMPAT) {
         s->width = 4;
         if (number == NR_execve_32) {
             *path = (u32)READ(pt_regs, bx, regs);
@@ -84,7 +84,7 @@ PROGRAM(on_sys_exit)
     struct failed_scratch *s = failed_scratches.lookup(&ring);
     if (!book || !set || !s)
         return 0;
-    void *task = (void *)bpf_get_current_task();
+    void *task = (void *)bpf_get_current_task_btf();
     u64 path = 0;
     if (!exec_arguments(s, task, regs, &path))
         return 0;
@@ -113,7 +113,7 @@ PROGRAM(on_sys_exit)
     s->which = s->rounds = 0;
 
     s->stage = WALK_CWD;
-    walk_begin(&s->walk, AT(fs_struct, pwd, READ(task_struct, fs, task)), MIDDLE);
+    walk_begin(&s->walk, AT(fs_struct, pwd, LOAD(task_struct, fs, task)), MIDDLE);
     calls.call(ctx, CALL_FAILED_WALK);
     count(kind->lost_call);
     return 0;
@@ -127,7 +127,7 @@ PROGRAM(failed_walk)
     struct failed_scratch *s = failed_scratches.lookup(&ring);
     if (!book || !set || !s)
         return 0;
-    void *file = (void *)READ(mm_struct, exe_file, READ(task_struct, mm, bpf_get_current_task()));
+    void *file = (void *)LOAD(mm_struct, exe_file, LOAD(task_struct, mm, bpf_get_current_task_btf()));
     if (walk_paths(&s->walk, &s->stage, s->buffer, &s->head.executable, &s->head.cwd, set->cap_path, file))
         calls.call(ctx, CALL_FAILED_STRINGS);
     else

@@ -7,9 +7,9 @@
 
 PROGRAM(on_exit)
 {
-    void *task = (void *)ctx->args[0];
-    void *signal = (void *)READ(task_struct, signal, task);
-    if (READ(signal_struct, live, signal))
+    void *task = (void *)bpf_get_current_task_btf();
+    void *signal = (void *)LOAD(task_struct, signal, task);
+    if (LOAD(signal_struct, live, signal))
         return 0;
 
     u32 ring = bpf_get_smp_processor_id(), zero = 0;
@@ -38,19 +38,19 @@ PROGRAM(on_exit)
         return 0;
     struct payload_exit *head = &chunk->exit;
     fill_common(&chunk->common, set, task, leader, &copy);
-    u32 status = READ(signal_struct, flags, signal) & SIGNAL_GROUP_EXIT ? READ(signal_struct, group_exit_code, signal)
-                                                                      : READ(task_struct, exit_code, leader);
+    u32 status = LOAD(signal_struct, flags, signal) & SIGNAL_GROUP_EXIT ? LOAD(signal_struct, group_exit_code, signal)
+                                                                      : LOAD(task_struct, exit_code, leader);
     head->code = status >> 8 & 0xff;
     head->signal = status & 0x7f;
     head->core = status >> 7 & 1;
-    head->utime = READ(signal_struct, utime, signal) + READ(task_struct, utime, task);
-    head->stime = READ(signal_struct, stime, signal) + READ(task_struct, stime, task);
+    head->utime = LOAD(signal_struct, utime, signal) + LOAD(task_struct, utime, task);
+    head->stime = LOAD(signal_struct, stime, signal) + LOAD(task_struct, stime, task);
     head->runtime =
-        READ(signal_struct, sum_sched_runtime, signal) + READ(task_struct, se__sum_exec_runtime, task);
+        LOAD(signal_struct, sum_sched_runtime, signal) + LOAD(task_struct, se__sum_exec_runtime, task);
     if (task != leader) {
-        head->utime += READ(task_struct, utime, leader);
-        head->stime += READ(task_struct, stime, leader);
-        head->runtime += READ(task_struct, se__sum_exec_runtime, leader);
+        head->utime += LOAD(task_struct, utime, leader);
+        head->stime += LOAD(task_struct, stime, leader);
+        head->runtime += LOAD(task_struct, se__sum_exec_runtime, leader);
     }
     chunk_submit(chunk);
     return 0;

@@ -17,11 +17,13 @@ PROGRAM(on_fork)
     struct kind_books *kind = &book->kinds[KIND_fork];
     count(kind->attempted);
 
-    void *task = (void *)bpf_get_current_task();
+    void *task = (void *)bpf_get_current_task_btf();
     void *leader = leader_of(task);
     struct identity_key key, child_key;
     key_of(&key, leader);
-    key_of(&child_key, child);
+    child_key.pid = READ(task_struct, tgid, child);
+    u64 child_start = READ(task_struct, start_boottime, child);
+    child_key.start = child_start / TICK;
     struct identity *self = identities.lookup(&key);
     if (self)
         remember(book, &child_key, self->exec_id, self->flags);
@@ -34,9 +36,9 @@ PROGRAM(on_fork)
     struct payload_fork *head = &chunk->fork;
     fill_common(&chunk->common, set, task, leader, self);
     head->flags = flags;
-    head->child_start = READ(task_struct, start_boottime, child);
+    head->child_start = child_start;
     head->child_pid = child_key.pid;
-    head->child_ns_pid = ns_pid_of(child);
+    head->child_ns_pid = ns_pid_of(child, child_key.pid);
     chunk_submit(chunk);
     return 0;
 }

@@ -23,15 +23,16 @@ BPF_F_TABLE("hash", struct identity_key, struct identity, identities, PROCESSES,
 BPF_TABLE("hash", u32, u8, uids, 1024);
 BPF_TABLE("hash", u64, u8, cgroups, 1024);
 
+// The leader of a task that the verifier knows: the current one, or one that was loaded from it.
 static __always_inline void *leader_of(void *task)
 {
-    return (void *)READ(task_struct, group_leader, task);
+    return (void *)LOAD(task_struct, group_leader, task);
 }
 
 static __always_inline void key_of(struct identity_key *key, void *leader)
 {
-    key->pid = READ(task_struct, tgid, leader);
-    key->start = READ(task_struct, start_boottime, leader) / TICK;
+    key->pid = LOAD(task_struct, tgid, leader);
+    key->start = LOAD(task_struct, start_boottime, leader) / TICK;
 }
 
 static __always_inline void remember(struct books *book, struct identity_key *key, u64 exec_id, u64 flags)
@@ -42,10 +43,12 @@ static __always_inline void remember(struct books *book, struct identity_key *ke
 }
 
 // A process's pid in its own namespace.
-static __always_inline u32 ns_pid_of(void *leader)
+static __always_inline u32 ns_pid_of(void *leader, u32 tgid)
 {
     void *pid = (void *)READ(task_struct, thread_pid, leader);
     u32 level = READ(pid, level, pid);
+    if (!level)
+        return tgid;
     return READ(upid, nr, AT(pid, numbers, pid) + (level & 31) * SIZE_upid);
 }
 
@@ -90,24 +93,24 @@ static __always_inline int wanted(struct settings *set, struct kind_books *kind,
 static __always_inline void fill_common(struct payload_common *head, struct settings *set, void *task, void *leader,
                                         struct identity *self)
 {
-    void *parent = leader_of((void *)READ(task_struct, real_parent, leader));
-    void *cred = (void *)READ(task_struct, cred, task);
+    void *parent = leader_of((void *)LOAD(task_struct, real_parent, leader));
+    void *cred = (void *)LOAD(task_struct, cred, task);
     struct identity_key key;
     struct identity *found;
 
     head->exec_id = self ? self->exec_id : 0;
-    head->start = READ(task_struct, start_boottime, leader);
-    head->pid = READ(task_struct, tgid, leader);
-    head->tid = READ(task_struct, pid, task);
-    head->ns_pid = ns_pid_of(leader);
-    head->uid = READ(cred, uid, cred);
-    head->gid = READ(cred, gid, cred);
+    head->start = LOAD(task_struct, start_boottime, leader);
+    head->pid = LOAD(task_struct, tgid, leader);
+    head->tid = LOAD(task_struct, pid, task);
+    head->ns_pid = ns_pid_of(leader, head->pid);
+    head->uid = LOAD(cred, uid, cred);
+    head->gid = LOAD(cred, gid, cred);
     head->cgroup = cgroup_of(set);
-    bpf_probe_read_kernel(head->comm, sizeof(head->comm), AT(task_struct, comm, task));
+    bpf_get_current_comm(head->comm, sizeof(head->comm));
 
     key_of(&key, parent);
     found = identities.lookup(&key);
     head->parent_exec_id = found ? found->exec_id : 0;
-    head->parent_start = READ(task_struct, start_boottime, parent);
+    head->parent_start = LOAD(task_struct, start_boottime, parent);
     head->parent_pid = key.pid;
 }

@@ -2,7 +2,7 @@
 
 READ (bpf/read.h) puts a tag into a register just before the helper is called. Here the instructions are followed in
 a straight line: at each bpf_probe_read_kernel after a tag, the offset added to the source pointer and the size must
-be those of the tagged field. What was compiled is what is checked, so no mistake of the generator, a macro or the
+be those of the tagged field. LOAD puts its tag right before the load, which has both. What was compiled is what is checked, so no mistake of the generator, a macro or the
 compiler can read the wrong field in silence. A read without a tag is of our own memory, or a string.
 """
 
@@ -13,13 +13,15 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from pipeline.errors import UserError
-from pipeline.kernel.source import FIELD_TAG, Use
+from pipeline.kernel.source import FIELD_TAG, LOADED, Use
 
 __all__ = ["Read", "check", "reads"]
 
 PROBE_READ_KERNEL: Final = 113
 MOV64_IMM, MOV64_REG, ADD64_IMM, CALL = 0xB7, 0xBF, 0x07, 0x85
 LOAD_IMM64 = 0x18
+LOADS: Final = {0x71: 1, 0x69: 2, 0x61: 4, 0x79: 8}
+"""Opcode of a load → bytes."""
 INSTRUCTION: Final = struct.Struct("=BBhi")
 
 Read = tuple[int, int, int]
@@ -32,11 +34,15 @@ def reads(code: bytes) -> Iterator[Read]:
     number: dict[int, int] = {}  # register → constant
     tag = 0
     skip = False
-    for opcode, registers, _, imm in INSTRUCTION.iter_unpack(code):
+    for opcode, registers, distance, imm in INSTRUCTION.iter_unpack(code):
         if skip:
             skip = False
             continue
         target, source = registers & 15, registers >> 4
+        if tag & LOADED:
+            yield tag & ~LOADED, distance, LOADS.get(opcode, -1)
+            tag = 0
+            continue
         if opcode == MOV64_IMM:
             number[target] = imm
             if FIELD_TAG <= imm < FIELD_TAG + 0x10000:

@@ -18,13 +18,15 @@ from pipeline.event import UNKNOWN
 from pipeline.kernel.btf import Btf, Place
 from pipeline.schema import COMMON, KINDS, TYPES, Field, Schema, by_name
 
-__all__ = ["BPF", "FIELD_TAG", "Use", "generate", "unit", "uses"]
+__all__ = ["BPF", "FIELD_TAG", "LOADED", "Use", "generate", "unit", "uses"]
 
 BPF: Final = Path(__file__).resolve().parents[2] / "bpf"
 FIELD_TAG: Final = 0x5A000000
 """FIELD_… numbers start here, so that a tag is told from any other number in a compiled program."""
+LOADED: Final = 0x8000
+"""Bit of a tag that stands before a plain load, not before a call of the helper."""
 
-USED: Final = re.compile(r"\b(READ|READ_IF|AT)\((\w+), (\w+),")
+USED: Final = re.compile(r"\b(READ|LOAD|LOAD_IF|AT)\((\w+), (\w+),")
 INCLUDED: Final = re.compile(r'^#include "(.+)"$', re.M)
 SIZED: Final = re.compile(r"\bSIZE_(\w+)\b")
 OFFSET: Final = re.compile(r"\bOFFSET_(\w+?)__(\w+)\b")
@@ -39,7 +41,7 @@ class Use:
     field: str
     tag: int
     place: Place | None
-    """None: this kernel does not have it (allowed for READ_IF alone)."""
+    """None: this kernel does not have it (allowed for LOAD_IF alone)."""
 
 
 def uses(btf: Btf, folder: Path = BPF) -> list[Use]:
@@ -49,7 +51,7 @@ def uses(btf: Btf, folder: Path = BPF) -> list[Use]:
     for path in sorted(folder.glob("*.[ch]")):
         text = re.sub(r"//.*|^\s*#define .*(\\\n.*)*", "", path.read_text(), flags=re.M)
         for macro, struct, field in USED.findall(text):
-            (optional if macro == "READ_IF" else read).add((struct, field))
+            (optional if macro == "LOAD_IF" else read).add((struct, field))
         read.update(OFFSET.findall(text))
     found = []
     for number, (struct, field) in enumerate(sorted(read | optional), 1):
@@ -76,6 +78,7 @@ def generate(btf: Btf, schemas: Mapping[str, Schema] | None = None, folder: Path
     lines = [
         f"#define PAYLOAD {PAYLOAD}",
         f"#define KINDS {KINDS}",
+        f"#define LOADED {LOADED:#x}",
         f"#define HIDDEN {HIDDEN}ULL",
         f"#define UNKNOWN {UNKNOWN}U",
         "struct promise { __u32 of, have; };",
@@ -130,4 +133,5 @@ def _offset(use: Use) -> list[str]:
     ]
     if place.size in C_TYPES:
         lines.append(f"#define TYPE_{name} {C_TYPES[place.size]}")
+        lines.append(f'#define WIDTH_{name} "u{8 * place.size}"')
     return lines
