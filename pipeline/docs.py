@@ -1,0 +1,148 @@
+"""What in docs/ follows from the schemas: `python -m pipeline.docs` checks it, `--write` renews it.
+
+In a document such a part stands between two comments, `<!-- PART: … -->` and `<!-- end -->`; what is around
+them is written by hand. Nothing of the pipeline's flow passes through here.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from pipeline.chunk import STRIDE
+from pipeline.record import DERIVED
+from pipeline.schema import COMMON, Field, Schema, by_name
+
+__all__ = ["DOCS", "FILES", "main", "renewed"]
+
+DOCS: Final = Path(__file__).resolve().parent.parent / "docs"
+FILES: Final = ("wire-format.md", "record.md")
+
+Row = Sequence[object]
+
+
+def _table(head: Row, rows: Iterable[Row]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("|" + "".join(f" {cell} |" if cell != "" else " |" for cell in line) for line in lines)
+
+
+def _code(text: object) -> str:
+    return f"`{text}`" if text else ""
+
+
+def _heads() -> str:
+    """Offsets of every kind's head, counted from the beginning of its chunk."""
+    anyone = next(iter(by_name().values()))
+    parts = ["### The common block", _offsets(anyone, COMMON)]
+    for schema in by_name().values():
+        own = [field for field in schema.fields if field not in COMMON]
+        parts += [f"### Kind {schema.number}: {schema.name}", _offsets(schema, own, promises=True)]
+    return "\n\n".join(parts)
+
+
+def _offsets(schema: Schema, fields: Iterable[Field], *, promises: bool = False) -> str:
+    at = _starts(schema)
+    rows: list[Row] = [
+        (at[field.name], field.type, _code(field.name), "" if field.nil is None else field.nil)
+        for field in fields
+    ]
+    if promises:
+        rows += [(at[f"{p.name}_of"], "promise", _code(p.name), "") for p in schema.promises]
+        rows.append((STRIDE - schema.room, f"bytes {schema.room}", _code("room"), ""))
+    return _table(("offset", "type", "name", "unknown is"), rows)
+
+
+def _starts(schema: Schema) -> dict[str, int]:
+    """Name in the schema's dtype → offset."""
+    assert schema.dtype.fields is not None
+    return {name: int(place[1]) for name, place in schema.dtype.fields.items()}
+
+
+def _kinds() -> str:
+    """Numbers of kinds, and the bits of their promises."""
+    rows = [
+        (s.number, _code(s.name), s.family, ", ".join(f"{i} {p.name}" for i, p in enumerate(s.promises)))
+        for s in by_name().values()
+    ]
+    return _table(("kind", "name", "family", "promises, in the order of their data"), rows)
+
+
+def _record() -> str:
+    """Every key of every kind's record."""
+    fields: list[Row] = [(_key(f), _type(f), f.unit, _code(f.ecs), _code(f.ocsf), f.meaning) for f in COMMON]
+    derived: list[Row] = [
+        (
+            _code(".".join(item.path)) + (" (may be absent)" if item.optional else ""),
+            item.type + (" or nil" if item.nil else ""),
+            _code(item.column),
+            item.meaning,
+        )
+        for item in DERIVED
+    ]
+    parts = [
+        "## Keys that the pipeline works out",
+        _table(("key", "type", "column in a filter", "meaning"), derived),
+        "## Keys that every event's head has",
+        _table(HEAD, fields),
+    ]
+    for schema in by_name().values():
+        parts += [f"## {schema.title}", *_one(schema)]
+    return "\n\n".join(parts)
+
+
+HEAD: Final = ("key", "type", "unit", "ECS", "OCSF", "meaning")
+
+
+def _one(schema: Schema) -> list[str]:
+    own = [field for field in schema.fields if field not in COMMON]
+    rows: list[Row] = [(_key(f), _type(f), f.unit, _code(f.ecs), _code(f.ocsf), f.meaning) for f in own]
+    rows += [
+        (_code(p.name), f"{p.type} or nil", f"up to `caps.{p.cap}`", _code(p.ecs), _code(p.ocsf), p.meaning)
+        for p in schema.promises
+    ]
+    surfaces = "; ".join(
+        " ".join(filter(None, (s.name, _code(s.hook), f"(off unless asked for: {s.cost})" if s.cost else "")))
+        for s in schema.surfaces
+    )
+    said = f"{schema.summary} Surfaces, in order: {surfaces}. ECS: {schema.ecs}. OCSF: {schema.ocsf}."
+    return [said, _table(HEAD, rows)] if rows else [said]
+
+
+def _key(field: Field) -> str:
+    return _code(".".join(field.path))
+
+
+def _type(field: Field) -> str:
+    return field.type if field.nil is None else f"{field.type} or nil"
+
+
+PARTS: Final[Mapping[str, Callable[[], str]]] = {"kinds": _kinds, "heads": _heads, "record": _record}
+MARKED: Final = re.compile(r"(?P<begin><!-- (?P<part>\w+): [^\n]* -->\n).*?(?P<end><!-- end -->)", re.S)
+
+
+def renewed(text: str) -> str:
+    """A document with its made parts as the schemas would have them now."""
+    return MARKED.sub(lambda m: m["begin"] + PARTS[m["part"]]() + "\n" + m["end"], text)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Check, or with `--write` renew; the status is 1 where a document is not current."""
+    status = 0
+    for path in (DOCS / name for name in FILES):
+        old = path.read_text()
+        new = renewed(old)
+        if new == old:
+            continue
+        if "--write" in arguments:
+            path.write_text(new)
+        else:
+            print(f"{path} is not current; run: python -m pipeline.docs --write", file=sys.stderr)
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
