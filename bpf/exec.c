@@ -57,7 +57,13 @@ PROGRAM(on_exec)
             append_string(s->buffer, &s->back, MIDDLE + STRING_ROOM, (void *)interpreter, 0, &fault);
 
     s->stage = WALK_CWD;
-    walk_begin(&s->walk, AT(fs_struct, pwd, LOAD(task_struct, fs, task)), MIDDLE);
+    walk_cwd(&s->walk, s->buffer, task, set->cap_path);
+    if (walk_on(&s->walk, s->buffer, &s->head.cwd, SHORT_STEPS)) {
+        s->stage = WALK_EXECUTABLE;
+        walk_executable(&s->walk, s->buffer, task, set->cap_path);
+        if (walk_on(&s->walk, s->buffer, &s->head.executable, SHORT_STEPS))
+            calls.call(ctx, CALL_EXEC_EMIT);
+    }
     calls.call(ctx, CALL_EXEC_WALK);
     count(kind->lost_call);
     return 0;
@@ -71,11 +77,15 @@ PROGRAM(exec_walk)
     struct exec_scratch *s = exec_scratches.lookup(&ring);
     if (!book || !set || !s)
         return 0;
-    void *file = (void *)LOAD(mm_struct, exe_file, LOAD(task_struct, mm, bpf_get_current_task_btf()));
-    if (walk_paths(&s->walk, &s->stage, s->buffer, &s->head.executable, &s->head.cwd, set->cap_path, file))
+    if (s->stage == WALK_CWD) {
+        if (walk_on(&s->walk, s->buffer, &s->head.cwd, WALK_STEPS)) {
+            s->stage = WALK_EXECUTABLE;
+            walk_executable(&s->walk, s->buffer, (void *)bpf_get_current_task_btf(), set->cap_path);
+        }
+    } else if (walk_on(&s->walk, s->buffer, &s->head.executable, WALK_STEPS)) {
         calls.call(ctx, CALL_EXEC_EMIT);
-    else
-        calls.call(ctx, CALL_EXEC_WALK);
+    }
+    calls.call(ctx, CALL_EXEC_WALK);
     count(book->kinds[KIND_exec].lost_call);
     return 0;
 }

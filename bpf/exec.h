@@ -55,30 +55,33 @@ static __always_inline u32 append_string(char *buffer, u32 *back, u32 limit, con
     return n - 1;
 }
 
-// The two walks, working directory first: it stands behind the executable. 1: both are done.
+// The two walks, working directory first: it stands behind the executable. They begin in the hook's program and, where
+// they take long, go on in others.
 #define WALK_CWD 0
 #define WALK_EXECUTABLE 1
-#define WALK_DONE 2
 
-static __always_inline int walk_paths(struct walk *walk, u32 *stage, char *buffer, struct promise *executable,
-                                      struct promise *cwd, u32 cap, void *file)
+// Go on with one walk: 1 when it is at its end, and its length in `promise`.
+static __always_inline int walk_on(struct walk *walk, char *buffer, struct promise *promise, int steps)
 {
-    for (int i = 0; i < WALK_STEPS; i++) {
-        u32 floor = walk->end - smaller(cap, PATH_ROOM);
-        if (walk_step(walk, buffer, floor))
+    for (int i = 0; i < steps; i++) {
+        if (walk_step(walk, buffer))
             continue;
         walk_end(walk, buffer);
-        u32 have = walk->end - walk->at;
-        if (*stage == WALK_EXECUTABLE) {
-            executable->of = walk->of;
-            executable->have = have;
-            *stage = WALK_DONE;
-            return 1;
-        }
-        cwd->of = walk->of;
-        cwd->have = have;
-        *stage = WALK_EXECUTABLE;
-        walk_begin(walk, AT(file, f_path, file), walk->at);
+        promise->of = walk->of;
+        promise->have = walk->end - walk->at;
+        return 1;
     }
     return 0;
+}
+
+static __always_inline void walk_cwd(struct walk *walk, char *buffer, void *task, u32 cap)
+{
+    void *fs = (void *)LOAD(task_struct, fs, task);
+    walk_begin(walk, buffer, LOAD(fs_struct, pwd__dentry, fs), LOAD(fs_struct, pwd__mnt, fs), MIDDLE, cap);
+}
+
+static __always_inline void walk_executable(struct walk *walk, char *buffer, void *task, u32 cap)
+{
+    void *file = (void *)LOAD(mm_struct, exe_file, LOAD(task_struct, mm, task));
+    walk_begin(walk, buffer, LOAD(file, f_path__dentry, file), LOAD(file, f_path__mnt, file), walk->at, cap);
 }

@@ -113,7 +113,7 @@ PROGRAM(on_sys_exit)
     s->which = s->rounds = 0;
 
     s->stage = WALK_CWD;
-    walk_begin(&s->walk, AT(fs_struct, pwd, LOAD(task_struct, fs, task)), MIDDLE);
+    walk_cwd(&s->walk, s->buffer, task, set->cap_path);
     calls.call(ctx, CALL_FAILED_WALK);
     count(kind->lost_call);
     return 0;
@@ -127,11 +127,15 @@ PROGRAM(failed_walk)
     struct failed_scratch *s = failed_scratches.lookup(&ring);
     if (!book || !set || !s)
         return 0;
-    void *file = (void *)LOAD(mm_struct, exe_file, LOAD(task_struct, mm, bpf_get_current_task_btf()));
-    if (walk_paths(&s->walk, &s->stage, s->buffer, &s->head.executable, &s->head.cwd, set->cap_path, file))
+    if (s->stage == WALK_CWD) {
+        if (walk_on(&s->walk, s->buffer, &s->head.cwd, WALK_STEPS)) {
+            s->stage = WALK_EXECUTABLE;
+            walk_executable(&s->walk, s->buffer, (void *)bpf_get_current_task_btf(), set->cap_path);
+        }
+    } else if (walk_on(&s->walk, s->buffer, &s->head.executable, WALK_STEPS)) {
         calls.call(ctx, CALL_FAILED_STRINGS);
-    else
-        calls.call(ctx, CALL_FAILED_WALK);
+    }
+    calls.call(ctx, CALL_FAILED_WALK);
     count(book->kinds[KIND_exec_failed].lost_call);
     return 0;
 }

@@ -6,25 +6,60 @@
 #define PATH_ROOM 65536
 #define NAME_ROOM 256
 #define MIDDLE (2 * PATH_ROOM + 2 * NAME_ROOM) // of a buffer: paths are walked back from here, strings read on
-#define WALK_STEPS 200     // components per program; a tail call goes on
+#define TYPED_STEPS 16     // components that are walked by plain loads
+#define SHORT_STEPS 4      // steps after them that the first program takes: crossing a mount or two, and the end
+#define WALK_STEPS 200     // steps of every further program; a tail call goes on
 #define MNT_INTERNAL 0x4000
 #define TMPFS_MAGIC 0x01021994
 
 struct walk {
     u64 dentry, mount, vfsmount;
+    u64 root;    // of the mount
     u32 at;      // where the path begins in the buffer
     u32 end;     // where it ends
+    u32 floor;   // where it must not go on
     u32 of;      // its true length, stored or not
     u32 capped;  // what did not fit was only counted
 };
 
-static __always_inline void walk_begin(struct walk *walk, void *path, u32 end)
+// Put a name before what is there; with a slash unless `bare`.
+static __always_inline void prepend(struct walk *walk, char *buffer, u32 size, u64 name, int bare)
 {
-    walk->dentry = READ(path, dentry, path);
-    walk->vfsmount = READ(path, mnt, path);
-    walk->mount = walk->vfsmount - OFFSET_mount__mnt;
+    u64 length = bound(size, NAME_ROOM - 1);
+    u32 slash = bare ? 0 : 1;
+    walk->of += length + slash;
+    if (walk->capped || walk->at < walk->floor + length + slash) {
+        walk->capped = 1;
+        return;
+    }
+    u64 at = bound(walk->at - length, MIDDLE);
+    bpf_probe_read_kernel(buffer + at, length, (void *)name);
+    if (!bare) {
+        at = bound(at - 1, MIDDLE);
+        buffer[at] = '/';
+    }
+    walk->at = at;
+}
+
+// Begin at a dentry and its mount, and go as far as typed pointers lead: up to the root of the mount. `dentry` and `vfsmount`
+// are pointers that the verifier knows, so that a component costs one probe read, of its name.
+static __always_inline void walk_begin(struct walk *walk, char *buffer, u64 dentry, u64 vfsmount, u32 end, u32 cap)
+{
+    u64 root = LOAD(vfsmount, mnt_root, vfsmount);
     walk->at = walk->end = end;
+    walk->floor = end - smaller(cap, PATH_ROOM);
     walk->of = walk->capped = 0;
+    walk->vfsmount = vfsmount;
+    walk->mount = vfsmount - OFFSET_mount__mnt;
+    walk->root = root;
+    for (int i = 0; i < TYPED_STEPS; i++) {
+        u64 parent = LOAD(dentry, d_parent, dentry);
+        if (dentry == root || dentry == parent)
+            break;
+        prepend(walk, buffer, LOAD(dentry, d_name__len, dentry), LOAD(dentry, d_name__name, dentry), 0);
+        dentry = parent;
+    }
+    walk->dentry = dentry;
 }
 
 // A file without a place in any directory (memfd, pipe): it is its own parent, and not the root of its mount.
@@ -33,45 +68,27 @@ static __always_inline int nameless(u64 dentry, u64 vfsmount)
     return READ(dentry, d_parent, dentry) == dentry && READ(vfsmount, mnt_root, vfsmount) != dentry;
 }
 
-// Put `name` before what is there; with a slash unless `bare`.
-static __always_inline void prepend(struct walk *walk, char *buffer, u32 floor, u64 dentry, int bare)
-{
-    u64 length = bound(READ(dentry, d_name__len, dentry), NAME_ROOM - 1);
-    u32 slash = bare ? 0 : 1;
-    walk->of += length + slash;
-    if (walk->capped || walk->at < floor + length + slash) {
-        walk->capped = 1;
-        return;
-    }
-    u64 at = bound(walk->at - length, MIDDLE);
-    bpf_probe_read_kernel(buffer + at, length, (void *)READ(dentry, d_name__name, dentry));
-    if (!bare) {
-        at = bound(at - 1, MIDDLE);
-        buffer[at] = '/';
-    }
-    walk->at = at;
-}
-
 // One step towards the root; 0 when the walk is at its end.
-static __always_inline int walk_step(struct walk *walk, char *buffer, u32 floor)
+static __always_inline int walk_step(struct walk *walk, char *buffer)
 {
     u64 dentry = walk->dentry, mount = walk->mount;
-    u64 parent = READ(dentry, d_parent, dentry);
-    if (dentry == READ(vfsmount, mnt_root, walk->vfsmount)) {
+    if (dentry == walk->root) {
         u64 above = READ(mount, mnt_parent, mount);
         if (above == mount)
             return 0;
         walk->dentry = READ(mount, mnt_mountpoint, mount);
         walk->mount = above;
         walk->vfsmount = above + OFFSET_mount__mnt;
+        walk->root = READ(vfsmount, mnt_root, walk->vfsmount);
         return 1;
     }
-    if (parent == dentry) {
-        if (walk->of == 0)
-            prepend(walk, buffer, floor, dentry, 1);
+    u64 parent = READ(dentry, d_parent, dentry);
+    int bare = parent == dentry; // a file without a place
+    if (bare && walk->of)
         return 0;
-    }
-    prepend(walk, buffer, floor, dentry, 0);
+    prepend(walk, buffer, READ(dentry, d_name__len, dentry), READ(dentry, d_name__name, dentry), bare);
+    if (bare)
+        return 0;
     walk->dentry = parent;
     return 1;
 }
