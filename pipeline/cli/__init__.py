@@ -38,7 +38,7 @@ def main() -> None:
     try:
         status = command(sys.argv[1:])
         sys.stdout.flush()
-    except BaseException as error:
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
         status = _end(error)
     sys.exit(status)
 
