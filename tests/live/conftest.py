@@ -1,0 +1,78 @@
+"""One run for all acts that need nothing special; each test does its act and waits for its events."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from pipeline.kernel.proc import Process, processes
+from tests.live.host import need_kernel
+from tests.live.run import Live
+
+NUMBERS = count()
+
+
+@pytest.fixture(scope="session")
+def ground() -> Iterator[Path]:
+    """A folder that every user may enter."""
+    need_kernel()
+    folder = Path(tempfile.mkdtemp(prefix="promissory-live-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def acts(ground: Path) -> bytes:
+    """Path of the program that does what Python cannot (acts.c)."""
+    program = ground / "acts"
+    source = Path(__file__).with_name("acts.c")
+    subprocess.run(
+        ["gcc", "-O1", "-Wall", "-Werror", "-static", "-pthread", source, "-o", program], check=True
+    )
+    return os.fsencode(program)
+
+
+@pytest.fixture(scope="session")
+def make_live(ground: Path) -> Iterator[Callable[..., Live]]:
+    """Makes a state folder with pins of its own; in the end nothing of any is left."""
+    made: list[Live] = []
+
+    def make(**settings: str) -> Live:
+        number = next(NUMBERS)
+        live = Live(
+            ground / f"state-{number}",
+            Path(f"/sys/fs/bpf/promissory-test-{os.getpid()}-{number}"),
+            {f"PROMISSORY_{key.upper()}": value for key, value in settings.items()},
+        )
+        made.append(live)
+        return live
+
+    yield make
+    for live in made:
+        live.clean()
+
+
+@pytest.fixture(scope="session")
+def before() -> frozenset[Process]:
+    """The test's own look at /proc, before anything is attached."""
+    return frozenset(processes())
+
+
+@pytest.fixture(scope="session")
+def live(before: frozenset[Process], make_live: Callable[..., Live]) -> Iterator[Live]:
+    """The run that most tests share: every kind of event, default settings. Its books balance at its end."""
+    live = make_live()
+    live.start()
+    yield live
+    status = live.stop()
+    assert status == 0, live.said()
+    assert live.ledger()["balanced"], live.ledger()
+    assert live.ledger()["in_flight"] == 0

@@ -1,0 +1,169 @@
+"""A pipeline under test: `promissory run` as a process with state and pins of its own, and its log."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from pipeline.store import LOG, Store
+from tests.live.witness import Act
+
+__all__ = ["ALL", "PATIENCE", "Live", "Log", "Record", "eventually"]
+
+Record = dict[str, Any]
+ALL = "process,exec,exec_failed,fork,exit"
+PATIENCE = 20.0
+"""Seconds to wait for what must come; a busy machine takes its time."""
+
+
+def eventually(found: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
+    """Call until the answer is true, and return it."""
+    end = time.monotonic() + patience
+    while True:
+        if answer := found():
+            return answer
+        assert time.monotonic() < end, f"waited {patience} s in vain for {what}"
+        time.sleep(0.01)
+
+
+class Log:
+    """The records of a state folder's local log, in their order, read on as they come."""
+
+    def __init__(self, state: Path) -> None:
+        self._path = state / LOG
+        self._last = 0
+        self.records: list[Record] = []
+        self.by_pid: dict[int, list[Record]] = {}
+
+    def read(self) -> list[Record]:
+        """All records so far."""
+        if self._path.exists():
+            store = Store(self._path, make=False)
+            try:
+                while rows := store.rows(self._last):
+                    for row in rows:
+                        for records in row.unpack().values():
+                            self._take(records.values)
+                    self._last = rows[-1].id
+            finally:
+                store.close()
+        return self.records
+
+    def of(self, pid: int, *kinds: str) -> list[Record]:
+        """Records of one process, of these kinds."""
+        self.read()
+        return [r for r in self.by_pid.get(pid, ()) if not kinds or r["kind"] in kinds]
+
+    def _take(self, values: Sequence[bytes]) -> None:
+        for value in values:
+            record = msgpack.unpackb(value)
+            self.records.append(record)
+            self.by_pid.setdefault(record["process"]["pid"], []).append(record)
+
+
+@dataclass
+class Live:
+    """One state folder with pins of its own, and the commands over it."""
+
+    state: Path
+    pins: Path
+    settings: dict[str, str] = field(default_factory=dict)
+    """Environment variables of configuration keys."""
+    process: subprocess.Popen[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        self.log = Log(self.state)
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a promissory command to its end."""
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    def start(self, *flags: str, events: str = ALL) -> None:
+        """Begin `run`, and wait until it answers for its ledger."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        with (self.state / "output").open("ab") as output:
+            self.process = subprocess.Popen(
+                [*COMMAND, "run", "--state", str(self.state), "--events", events, "--quiet", *flags],
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # a Ctrl-C at the tests is none of its business
+            )
+        process = self.process
+        eventually(lambda: process.poll() is not None or self._answers(), "the pipeline to begin")
+        assert process.poll() is None, self.said()
+
+    def _answers(self) -> bool:
+        return (self.state / "control.sock").exists() and self.ledger()["attempted"] > 0
+
+    def stop(self, by: signal.Signals = signal.SIGINT) -> int:
+        """End `run` and return its status."""
+        assert self.process
+        self.process.send_signal(by)
+        status = self.process.wait(PATIENCE)
+        self.process = None
+        return status
+
+    def clean(self) -> None:
+        """Leave nothing behind, whatever happened."""
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+        self.command("detach", "--state", str(self.state))
+
+    def ledger(self) -> dict[str, Any]:
+        """`promissory ledger --json`."""
+        from pipeline.books import of_state
+
+        return of_state(self.state, self.pins)
+
+    def said(self) -> str:
+        """What `run` wrote."""
+        return (self.state / "output").read_text(errors="replace")
+
+    def ended(self, pid: int) -> Record:
+        """The exit event of a process, when it has come; all others of that process are there then."""
+        found: list[Record] = eventually(lambda: self.log.of(pid, "exit"), f"the exit of process {pid}")
+        return found[-1]
+
+    def execs_of(self, act: Act) -> list[Record]:
+        """All exec events of a process that ended well."""
+        assert act.status == 0, os.waitstatus_to_exitcode(act.status)
+        self.ended(act.pid)
+        return self.log.of(act.pid, "exec")
+
+    def exec_of(self, act: Act) -> Record:
+        """The one exec event of a process that ended well."""
+        (record,) = self.execs_of(act)
+        return record
+
+    def _environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PROMISSORY_")}
+        return {**kept, "PROMISSORY_PINS": str(self.pins), **self.settings}
+
+
+def json_lines(text: str) -> Iterator[Record]:
+    """Records as `tail --format json` prints them."""
+    return map(json.loads, text.splitlines())
+
+
+COMMAND = (sys.executable, "-m", "pipeline.cli")
