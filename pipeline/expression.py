@@ -55,7 +55,10 @@ class Expression:
         self._check()
 
     def __call__(self, columns: Mapping[str, Sequence[Any]]) -> list[bool | None]:
-        """One answer per event. `columns` has all of `names`, of one length. EvaluationError where it fails."""
+        """One answer per event. `columns` has all of `names`, of one length.
+
+        Raises EvaluationError.
+        """
         try:
             frame = self._pl.DataFrame(
                 [self._pl.Series(name, columns[name], self._types[name]) for name in sorted(self.names)]

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.event import Array, Batch, Ints
 from pipeline.redact import Redaction
-from pipeline.schema import Promise, Schema
+from pipeline.schema import Promise, Schema, by_number
 
 __all__ = ["Extents", "Value", "extents", "pick", "strings", "text", "value"]
 
@@ -30,8 +30,9 @@ class Extents(NamedTuple):
 
 
 @cache
-def _pairs(schema: Schema) -> np.dtype[Any]:
-    """A head's {of, have} pairs as one array."""
+def _pairs(number: int) -> np.dtype[Any]:
+    """The {of, have} pairs in a head of this kind as one array."""
+    schema = by_number()[number]
     dtype = schema.dtype
     offset = dtype.fields[f"{schema.promises[0].name}_of"][1]  # type: ignore[index]
     return np.dtype(
@@ -52,7 +53,7 @@ def pick(heads: Array, rows: Ints) -> Array:
 def extents(batch: Batch, schema: Schema, rows: Ints, heads: Array) -> Extents:
     """Look at all events of one kind at once. `rows` are their rows in the batch, `heads` those rows of its
     heads."""
-    pairs = heads.view(_pairs(schema))["pairs"]
+    pairs = heads.view(_pairs(schema.number))["pairs"]
     have = pairs[:, :, 1]
     ends = np.empty((len(rows), len(schema.promises) + 1), np.int64)
     ends[:, 0] = batch.start[rows]

@@ -38,7 +38,8 @@ class Redaction:
         self.environment = environment
         self._allow = re.compile("|".join(map(translate, allow)).encode() or b"(?!)")
         self._allows = lru_cache(4096)(self._allow.match)
-        self._patterns = [_compiled(pattern) for pattern in argv]
+        self.patterns = [_compiled(pattern) for pattern in argv]
+        """What is masked on command lines; often nothing."""
 
     def variables(self, data: bytes) -> bytes:
         """An environment (NUL-terminated strings, the last one perhaps cut) with every value masked, unless
@@ -52,7 +53,7 @@ class Redaction:
     def arguments(self, data: bytes) -> bytes:
         """A command line (NUL-terminated strings) with what the patterns match masked; the same object if
         nothing did."""
-        if not self._patterns:
+        if not self.patterns:
             return data
         # surrogateescape: bytes that are not UTF-8 come through as they are, and a pattern may look past
         # them.
@@ -67,7 +68,7 @@ class Redaction:
         return name + equals + MASK if equals else MASK
 
     def _argument(self, text: str) -> str:
-        for pattern in self._patterns:
+        for pattern in self.patterns:
             # An empty match has nothing to hide.
             text = pattern.sub(lambda match: "***" if match[0] else "", text)
         return text

@@ -21,7 +21,7 @@ from pipeline.promises import pick
 from pipeline.redact import Redaction
 from pipeline.schema import Schema, by_number
 from pipeline.stages.tail import Tail, Tails
-from pipeline.stages.template import HEADER, Path, Template, columns, header, masks
+from pipeline.stages.template import HEADER, Numbers, Path, Template, header
 
 __all__ = ["Encode"]
 
@@ -36,7 +36,7 @@ class Encode:
 
     surfaces: kind → name of the surface that it is taken at. limits: family → the most bytes that a key and
     its value may have together; a record beyond it is cut: its longest promise settles as capped. memory:
-    bytes of encoded promises that are remembered, for each kind and group of promises.
+    bytes of encoded promises that are remembered: texts and environments of each kind (twice that, at worst).
     """
 
     name = "encode"
@@ -93,6 +93,7 @@ class _Kind:
         self.schema = schema
         self._host = host
         self._surface = surface
+        self._numbers = Numbers(schema)
         self._templates: dict[int, Template] = {}
         self._tails = Tails(schema, redaction, memory) if schema.promises else None
 
@@ -115,8 +116,7 @@ class _Kind:
 
     def _fixed(self, heads: Array, clock: int) -> tuple[list[bytes], list[bytes]]:
         """Keys and fixed parts, one pass per set of nil fields."""
-        values = columns(self.schema, heads, clock)
-        mask = masks(self.schema, heads)
+        values, mask = self._numbers(heads, clock)
         first = int(mask[0])
         if (mask == first).all():
             return self._filled(first, values, slice(None))

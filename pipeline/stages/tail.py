@@ -6,23 +6,27 @@ unsettled promise, or something to hide on its command line, is done one promise
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from struct import Struct
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
 from pipeline.event import Array, Batch, Ints, Settled, settle
-from pipeline.promises import Value, extents, value
+from pipeline.promises import Value, extents, strings, value
 from pipeline.redact import Redaction
 from pipeline.remember import Remembered
 from pipeline.schema import Promise, Schema
 from pipeline.stages.names import pack
 
 __all__ = ["Tail", "Tails"]
+
+
+ALIKE: Final = 96
+"""Bytes at the end of two environments that make it worth comparing them."""
 
 
 class Tail(NamedTuple):
@@ -39,17 +43,90 @@ class Tail(NamedTuple):
     """… and how many bytes of the promise it shows."""
 
 
-class _Group:
-    """Promises that are remembered together: a run of texts, or one list of strings."""
+class _Column(Protocol):
+    """One or more neighbouring promises of many events of one kind."""
 
-    def __init__(self, first: int, promises: tuple[Promise, ...], memory: int) -> None:
-        self.first = first
-        self.promises = tuple((promise, pack(promise.name)) for promise in promises)
-        self.lengths = Struct(f"<{len(promises)}I")
-        self.repeats = promises[0].redact != "argv"
-        """Command lines seldom repeat: to look one up costs more than to pack it."""
-        self.memory: Remembered[bytes, bytes] = Remembered(memory, _weigh)
-        """Lengths and data → packed."""
+    def __call__(self, stream: memoryview, ends: Ints) -> tuple[list[bytes], Iterable[int]]:
+        """Keys and values, packed; and the events (by their index) on whose command line something is to
+        be masked. `ends` is (m, promises + 1) into the stream."""
+        ...
+
+
+class _Texts:
+    """A run of texts, remembered together by their lengths and bytes."""
+
+    def __init__(self, promises: Sequence[Promise], redaction: Redaction, memory: int) -> None:
+        self._promises = [(promise, pack(promise.name)) for promise in promises]
+        self._redaction = redaction
+        self._lengths = Struct(f"<{len(promises)}I")
+        self._memory: Remembered[bytes, bytes] = Remembered(memory, _weigh)
+
+    def __call__(self, stream: memoryview, ends: Ints) -> tuple[list[bytes], Iterable[int]]:
+        lengths = np.diff(ends).astype("<u4").view(f"V{self._lengths.size}").reshape(-1).tolist()
+        spans = zip(lengths, ends[:, 0].tolist(), ends[:, -1].tolist(), strict=True)
+        keys = [n + stream[start:end] for n, start, end in spans]
+        found = self._memory.find(keys)
+        for at, packed in enumerate(found):
+            if packed is None:
+                found[at] = self._memory.get(keys[at]) or self._packed(keys[at])
+        return found, ()
+
+    def _packed(self, key: bytes) -> bytes:
+        at = self._lengths.size
+        parts: list[bytes] = []
+        for (promise, name), length in zip(self._promises, self._lengths.unpack_from(key), strict=True):
+            parts += (name, pack(value(promise, key[at : at + length], self._redaction)[0]))
+            at += length
+        self._memory[key] = packed = b"".join(parts)
+        return packed
+
+
+class _Environment:
+    """An environment, remembered by its bytes. It is long: to compare it with the last that ended alike
+    costs a tenth of hashing it."""
+
+    def __init__(self, promise: Promise, redaction: Redaction, memory: int) -> None:
+        self._promise = promise
+        self._name = pack(promise.name)
+        self._redaction = redaction
+        self._memory: Remembered[bytes, bytes] = Remembered(memory, _weigh)
+        self._recent: Remembered[bytes, tuple[bytes, bytes]] = Remembered(
+            memory, lambda end, entry: _weigh(*entry)
+        )
+
+    def __call__(self, stream: memoryview, ends: Ints) -> tuple[list[bytes], Iterable[int]]:
+        return [self._packed(bytes(stream[start:end])) for start, end in ends.tolist()], ()
+
+    def _packed(self, data: bytes) -> bytes:
+        end = data[-ALIKE:]
+        known = self._recent.get(end)
+        if known is not None and known[0] == data:
+            return known[1]
+        packed = self._memory.get(data)
+        if packed is None:
+            packed = self._memory[data] = self._name + pack(value(self._promise, data, self._redaction)[0])
+        self._recent[end] = data, packed
+        return packed
+
+
+class _CommandLine:
+    """A command line. These seldom repeat: to look one up costs more than to pack it."""
+
+    def __init__(self, promise: Promise, redaction: Redaction) -> None:
+        self._promise = promise
+        self._name = pack(promise.name)
+        self._redaction = redaction
+
+    def __call__(self, stream: memoryview, ends: Ints) -> tuple[list[bytes], Iterable[int]]:
+        name = self._name
+        if not self._redaction.patterns:
+            return [name + pack(strings(bytes(stream[start:end]))) for start, end in ends.tolist()], ()
+        shown = [
+            value(self._promise, bytes(stream[start:end]), self._redaction) for start, end in ends.tolist()
+        ]
+        return [name + pack(item) for item, _ in shown], [
+            at for at, (_, masked) in enumerate(shown) if masked
+        ]
 
 
 def _weigh(key: bytes, packed: bytes) -> int:
@@ -62,21 +139,30 @@ class Tails:
     def __init__(self, schema: Schema, redaction: Redaction, memory: int) -> None:
         self._schema = schema
         self._redaction = redaction
-        self._groups: list[_Group] = []
-        for _, run in groupby(enumerate(schema.promises), lambda item: item[1].redact and item[1].name):
-            places, promises = zip(*run, strict=True)
-            self._groups.append(_Group(places[0], promises, memory))
+        self._columns: list[tuple[slice, _Column]] = []
+        first = 0
+        for redact, run in groupby(schema.promises, lambda promise: promise.redact):
+            promises = list(run)
+            column: _Column
+            if redact == "argv":
+                column = _CommandLine(promises[0], redaction)
+            elif redact == "environment":
+                column = _Environment(promises[0], redaction, memory)
+            else:
+                column = _Texts(promises, redaction, memory)
+            self._columns.append((slice(first, first + len(promises) + 1), column))
+            first += len(promises)
 
     def __call__(self, batch: Batch, rows: Ints, heads: Array) -> tuple[list[list[bytes]], dict[int, Tail]]:
-        """The tails of events in columns, one list per group; and for some, by their index, a Tail to take
+        """The tails of events in columns, one list per part; and for some, by their index, a Tail to take
         instead."""
         ends, whole = extents(batch, self._schema, rows, heads)
         slow = np.flatnonzero(~whole).tolist()
         ends[slow] = 0
         columns: list[list[bytes]] = []
-        for group in self._groups:
-            column, masked = self._column(batch, group, ends)
-            columns.append(column)
+        for part, column in self._columns:
+            packed, masked = column(batch.stream.data, ends[:, part])
+            columns.append(packed)
             slow += masked
         return columns, {at: self.single(batch, int(rows[at])) for at in slow}
 
@@ -113,30 +199,3 @@ class Tails:
         if how.state != "complete" and not seen:
             return None, False, 0
         return *value(promise, batch.stream[start : start + seen].tobytes(), self._redaction), seen
-
-    def _column(self, batch: Batch, group: _Group, ends: Ints) -> tuple[list[bytes], list[int]]:
-        """One group of all events, and the indexes of those on whose command line something is to be
-        masked."""
-        ends = ends[:, group.first : group.first + len(group.promises) + 1]
-        stream = batch.stream.data
-        spans = zip(ends[:, 0].tolist(), ends[:, -1].tolist(), strict=True)
-        if not group.repeats:
-            ((promise, name),) = group.promises
-            shown = [value(promise, bytes(stream[start:end]), self._redaction) for start, end in spans]
-            return [name + pack(item) for item, _ in shown], [at for at, (_, m) in enumerate(shown) if m]
-        lengths = np.diff(ends).astype("<u4").view(f"V{group.lengths.size}").reshape(-1).tolist()
-        keys = [n + stream[start:end] for n, (start, end) in zip(lengths, spans, strict=True)]
-        found = group.memory.find(keys)
-        for at, packed in enumerate(found):
-            if packed is None:
-                found[at] = group.memory.get(keys[at]) or self._packed(group, keys[at])
-        return found, []
-
-    def _packed(self, group: _Group, key: bytes) -> bytes:
-        at = group.lengths.size
-        parts: list[bytes] = []
-        for (promise, name), length in zip(group.promises, group.lengths.unpack_from(key), strict=True):
-            parts += (name, pack(value(promise, key[at : at + length], self._redaction)[0]))
-            at += length
-        group.memory[key] = packed = b"".join(parts)
-        return packed

@@ -20,7 +20,7 @@ from pipeline.record import IDENTITY, entities, identity
 from pipeline.schema import Schema
 from pipeline.stages.names import BLOCK, pack
 
-__all__ = ["HEADER", "Path", "Template", "columns", "header", "masks", "nilable"]
+__all__ = ["HEADER", "Numbers", "Path", "Template", "header", "nilable"]
 
 Path = tuple[str, ...]
 
@@ -48,43 +48,42 @@ def header(keys: int) -> bytes:
 
 
 def nilable(schema: Schema) -> list[Path]:
-    """What may be nil in the fixed part, in the order of the bits of `masks`."""
+    """What may be nil in the fixed part, in the order of the bits of a mask."""
     return [("cpu",), PARENT, *(field.path for field in schema.fields if field.nil is not None)]
 
 
-def masks(schema: Schema, heads: Array) -> Ints:
-    """(n,): which of `nilable` are nil in each event."""
-    view = heads.view(schema.dtype)
-    found: Ints = (ring_of(heads["id"]) == PROC_RING) | (view["parent_pid"] == 0).astype(np.int64) << 1
-    for bit, field in enumerate((f for f in schema.fields if f.nil is not None), 2):
-        found |= (view[field.name] == field.nil).astype(np.int64) << bit
-    return found
+class Numbers:
+    """What the fixed parts of one kind are filled with, and which of it is nil."""
 
+    def __init__(self, schema: Schema) -> None:
+        self._dtype = schema.dtype
+        self._fields = [(field.path, field.name) for field in schema.fields]
+        self._bools = [(field.path, field.name) for field in schema.fields if field.type == "bool"]
+        self._unknown = [(field.name, field.nil) for field in schema.fields if field.nil is not None]
+        self._bits = 1 << np.arange(len(nilable(schema)))
+        self._processes = entities(schema)
 
-def columns(schema: Schema, heads: Array, clock: int) -> dict[Path, Array]:
-    """The numbers of n events of one kind by their paths in the record."""
-    view = heads.view(schema.dtype)
-    ring = ring_of(heads["id"])
-    found = {field.path: view[field.name] for field in schema.fields}
-    found |= {
-        ("time",): heads["time"] + clock,
-        ("boottime",): heads["time"],
-        ("cpu",): ring,
-        ("ring",): ring,
-        ("sequence",): heads["sequence"],
-        ("id",): heads["id"],
-    }
-    found |= {
-        (field.path): (view[field.name] != 0) + np.uint8(_FALSE)
-        for field in schema.fields
-        if field.type == "bool"
-    }
-    processes = entities(schema)
-    starts = np.concatenate([view[start] for start, _ in processes.values()])
-    pids = np.concatenate([view[pid] for _, pid in processes.values()])
-    ids = np.split(identity(starts, pids), len(processes))
-    found |= {(*path, "id"): id for path, id in zip(processes, ids, strict=True)}
-    return found
+    def __call__(self, heads: Array, clock: int) -> tuple[dict[Path, Array], Ints]:
+        """The numbers of n events by their paths in the record; and (n,): which of `nilable` are nil, as
+        bits."""
+        view = heads.view(self._dtype)
+        time, ring = heads["time"], ring_of(heads["id"])
+        found = {path: view[name] for path, name in self._fields}
+        found["time",], found["boottime",] = time + clock, time
+        found["cpu",], found["ring",] = ring, ring
+        found["sequence",], found["id",] = heads["sequence"], heads["id"]
+        for path, name in self._bools:
+            found[path] = (view[name] != 0) + np.uint8(_FALSE)
+        starts = np.concatenate([view[start] for start, _ in self._processes.values()])
+        ids = identity(starts, np.concatenate([view[pid] for _, pid in self._processes.values()]))
+        for at, path in enumerate(self._processes):
+            found[*path, "id"] = ids[at * len(heads) : (at + 1) * len(heads)]
+        nil = np.empty((len(self._bits), len(heads)), bool)
+        np.equal(ring, PROC_RING, out=nil[0])
+        np.equal(view["parent_pid"], 0, out=nil[1])
+        for bit, (name, number) in enumerate(self._unknown, 2):
+            np.equal(view[name], number, out=nil[bit])
+        return found, self._bits @ nil
 
 
 class Template:
@@ -100,9 +99,10 @@ class Template:
         """Keys of a record without `redacted` and `unsettled`."""
         self._bytes += header(self.keys)
         self._map((), tree)
+        self._names = [".".join(path) for path in self._slots]
         self._dtype = np.dtype(
             {
-                "names": [".".join(path) for path in self._slots],
+                "names": self._names,
                 "formats": [form for form, _ in self._slots.values()],
                 "offsets": [offset for _, offset in self._slots.values()],
                 "itemsize": len(self._bytes),
@@ -114,11 +114,11 @@ class Template:
         """Where a record's key stands in its bytes."""
 
     def fill(self, values: Mapping[Path, Array], rows: slice | Ints) -> list[bytes]:
-        """The fixed parts of the events that `rows` picks out of `columns`."""
+        """The fixed parts of the events that `rows` picks out of their Numbers."""
         filled = np.empty((len(values["id",][rows]), len(self._row)), np.uint8)
         filled[:] = self._row
         view = filled.view(self._dtype).reshape(-1)
-        for path, name in zip(self._slots, self._dtype.names or (), strict=True):
+        for path, name in zip(self._slots, self._names, strict=True):
             view[name] = values[path][rows]
         found: list[bytes] = filled.view(f"V{len(self._row)}").reshape(-1).tolist()
         return found

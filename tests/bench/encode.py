@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgpack
+
 from pipeline.chunk import event_id
 from pipeline.event import Batch
 from pipeline.redact import Redaction
@@ -18,7 +20,7 @@ from pipeline.stages.encode import Encode
 from pipeline.stages.enrich import Enrich
 from tests.batches import HOST, FixedAnswers, batch_of, event
 
-__all__ = ["cycles", "default_mix", "fork_exit", "measure", "overhead"]
+__all__ = ["anchor", "cycles", "default_mix", "fork_exit", "measure", "overhead"]
 
 VARIABLES = b"".join(b"VARIABLE_%02d=" % n + b"v" * 36 + b"\0" for n in range(60))
 """An environment of 3 KB, but for what differs from program to program."""
@@ -88,6 +90,29 @@ def measure(batches: Sequence[Batch], repeats: int = 3) -> float:
     return best / sum(map(len, timed))
 
 
+def anchor(batches: Sequence[Batch], repeats: int = 3) -> float:
+    """ns of CPU per event of msgpack.Packer with the same records as dicts: a figure for what the machine
+    can do."""
+    enrich, encode = stages()
+    records = [
+        msgpack.unpackb(value)
+        for batch in batches
+        for enriched in enrich(batch)
+        for encoded in encode(enriched)
+        for value in encoded.records["process"].values
+    ]
+    pack = msgpack.Packer().pack
+    best = min(_packed(pack, records) for _ in range(repeats))
+    return best / len(records)
+
+
+def _packed(pack: Callable[[Any], bytes], records: list[Any]) -> int:
+    before = time.process_time_ns()
+    for record in records:
+        pack(record)
+    return time.process_time_ns() - before
+
+
 def overhead(make: Callable[[int, int], list[Batch]], small: int = 8, large: int = 1024) -> float:
     """ns of a batch whatever its size: from the cost of small and of large ones."""
     few, many = (measure(make(size, 8192 // size)) for size in (small, large))
@@ -113,7 +138,11 @@ def _through(enrich: Enrich, encode: Encode, batch: Batch) -> None:
 def main() -> None:
     for name, make in (("fork and exit", fork_exit), ("default mix", default_mix)):
         for size in (256, 1024):
-            print(f"{name}, batches of {size}: {measure(make(size, 16384 // size)):.0f} ns per event")
+            batches = make(size, 16384 // size)
+            print(
+                f"{name}, batches of {size}: {measure(batches):.0f} ns per event; "
+                f"packing ready dicts: {anchor(batches[:8]):.0f}"
+            )
         print(f"{name}: {overhead(make) / 1000:.0f} µs per batch")
 
 
