@@ -161,7 +161,7 @@ def surfaces(config: Config) -> list[Finding]:
     """Each event's surfaces, with the kernel's own answer."""
     try:
         return list(judge(config, probe(config)))
-    except UserError as error:
+    except (UserError, OSError) as error:
         return [Finding("events", "fail", str(error), f"see {config.state}/loader.log")]
 
 

@@ -101,6 +101,14 @@ def test_not_root(name: str) -> None:
     assert said == f"{name} taps the kernel and needs root; try: sudo promissory {name}"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="asked only of root")
+@pytest.mark.parametrize("name", ["run", "attach"])
+def test_state_folder_that_cannot_be_written_to(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    said = complaint(name, "--state", f"{tmp_path}/file/state", status=1)
+    assert said == f"{tmp_path}/file/state cannot be written to (Not a directory); name another with --state"
+
+
 def test_schema() -> None:
     listed = promissory("schema", "list").stdout
     assert [line.split()[0] for line in listed.splitlines() if "/1" in line] == [
@@ -206,6 +214,15 @@ def test_check_asks_the_kernel(tmp_path: Path, pins: str) -> None:
         assert "our own act came through" in found[event]["answer"]
     assert "21 ns" in found["exec_failed"]["advice"]
     assert not Path(pins).exists()
+
+
+@pytest.mark.kernel
+def test_check_fails_where_run_would(tmp_path: Path, pins: str) -> None:
+    (tmp_path / "file").touch()
+    done = promissory("check", "--json", "--state", f"{tmp_path}/file/state", PROMISSORY_PINS=pins)
+    assert (done.returncode, done.stderr) == (1, "")
+    found = {finding["what"]: finding["status"] for finding in json.loads(done.stdout)}
+    assert (found["disk"], found["events"], found["root"]) == ("fail", "fail", "ok")
 
 
 @pytest.mark.kernel

@@ -11,6 +11,7 @@ import sys
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
@@ -89,6 +90,18 @@ def need_root(what: str) -> None:
         raise UserError(f"{what} taps the kernel and needs root; try: sudo promissory {what}")
 
 
+def need_folder(folder: Path) -> None:
+    """The state folder is made where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written to ({error.strerror}); name another with --state"
+        ) from None
+
+
 @app.callback(invoke_without_command=True)
 def start(
     context: typer.Context,
@@ -158,6 +171,7 @@ def run(
         quiet=quiet or None,
     )
     need_root("run")
+    need_folder(settings.state)
     import trio
 
     from pipeline.app import run as run_app
@@ -250,6 +264,7 @@ def attach(state: State = None, config: File = None, events: Events = None, surf
     """Attach probes that stay when this command ends: rings fill until a `run` takes what is in them."""
     settings = configure(config, state=state, events=events, surface=surface)
     need_root("attach")
+    need_folder(settings.state)
     from pipeline.kernel.attachment import attach as attach_probes
 
     manifest = attach_probes(settings)
