@@ -158,6 +158,7 @@ class Tails:
         instead."""
         ends, whole = extents(batch, self._schema, rows, heads)
         slow = np.flatnonzero(~whole).tolist()
+        # What a broken head claims may be anything: nothing is taken by it here.
         ends[slow] = 0
         columns: list[list[bytes]] = []
         for part, column in self._columns:

@@ -24,6 +24,8 @@ __all__ = ["anchor", "cycles", "default_mix", "fork_exit", "measure", "overhead"
 
 VARIABLES = b"".join(b"VARIABLE_%02d=" % n + b"v" * 36 + b"\0" for n in range(60))
 """An environment of 3 KB, but for what differs from program to program."""
+SHELLS = 20
+"""Processes that all others come from."""
 
 
 def _exec(sequence: int, rng: random.Random, **who: Any) -> dict[str, Any]:
@@ -55,11 +57,18 @@ def default_mix(size: int, batches: int) -> list[Batch]:
 
 def cycles(size: int, batches: int, execs: int) -> list[Batch]:
     """Batches of three forks, so many execs, three exits, over and over."""
+    events = script(size * batches, execs)
+    return [batch_of(events[at * size : (at + 1) * size], number=at) for at in range(batches)]
+
+
+def script(number: int, execs: int) -> list[dict[str, Any]]:
+    """So many events of cycles, or a few more: by shells whose exec ids are those of `event_id(0, 1 to
+    20)`."""
     rng = random.Random(1)
     events: list[dict[str, Any]] = []
     sequence = 1000
-    while len(events) < size * batches:
-        parent = 1 + rng.randrange(20)
+    while len(events) < number:
+        parent = 1 + rng.randrange(SHELLS)
         mine = event_id(0, parent)
         for _ in range(3):
             sequence += 1
@@ -73,7 +82,7 @@ def cycles(size: int, batches: int, execs: int) -> list[Batch]:
         for _ in range(3):
             sequence += 1
             events.append(event("exit", sequence, exec_id=last, parent_exec_id=mine, pid=sequence, comm=comm))
-    return [batch_of(events[at * size : (at + 1) * size], number=at) for at in range(batches)]
+    return events
 
 
 def stages() -> tuple[Enrich, Encode]:

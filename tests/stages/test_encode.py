@@ -166,6 +166,7 @@ def test_nothing_of_a_secret_comes_through_a_hole() -> None:
         ({"argv": (1000, b"a\0b")}, "capped", 3, 1000),
         ({"argv": (UNKNOWN, b"a\0b")}, "capped", 3, None),
         ({"argv": (1000, b"a\0b"), "faults": 1 << 4}, "fault", 3, 1000),
+        ({"argv": b"a\0b", "faults": 1 << 4}, "fault", 3, 3),
         ({"argv": (3, b"a\0b"), "hole": Hole("expired", np.array([1]))}, "expired", 0, 3),
     ],
 )
@@ -193,6 +194,17 @@ def test_an_event_that_ended_early(flag: int, state: str) -> None:
         "argv": state,
         "environment": state,
     }
+
+
+def test_data_that_is_not_there_is_never_taken_from_a_neighbour() -> None:
+    events = [event("exec", 1, path=b"/p", argv=b"a\0b\0"), event("exec", 2, path=b"/neighbour")]
+    batch = batch_of(events)
+    batch.size[0] -= 2
+    (batch,) = Enrich(FixedAnswers())(batch)
+    (found,) = encoder()(batch)
+    record = ormsgpack.unpackb(found.records["process"].values[0])
+    assert record["argv"] == ["a"]
+    assert record["unsettled"]["argv"]["have"] == 2
 
 
 def test_unsettled_events_are_like_others_in_all_else() -> None:
