@@ -69,6 +69,44 @@ static __always_inline int is_exec(u64 number)
     return number == NR_execve || number == NR_execveat || number == NR_execve_32 || number == NR_execveat_32;
 }
 
+// A path takes at most STRING_ROOM bytes with its NUL, an argument ARGUMENT_ROOM: was this one longer?
+static __always_inline int is_longer(const void *string, u32 room)
+{
+    char last = 0;
+    bpf_probe_read_user(&last, 1, string + room - 1);
+    return last != 0;
+}
+
+static __always_inline void path_read(struct failed_scratch *s, const void *path)
+{
+    struct promise *promise = &s->head.path;
+    int fault = 0;
+    promise->of = promise->have = append_string(s->buffer, &s->back, MIDDLE, path, 1, &fault);
+    if (fault)
+        s->faults |= 1 << PROMISE_exec_path;
+    if (fault || (promise->have == STRING_ROOM - 1 && is_longer(path, STRING_ROOM)))
+        promise->of = UNKNOWN;
+}
+
+// Past the point of no return the caller's memory is replaced: what lies at its addresses now is not what it passed.
+// The new memory gets its env_end when the program is in place, and then nothing can fail any more.
+static __always_inline int memory_is_gone(void *task)
+{
+    return !LOAD(mm_struct, env_end, LOAD(task_struct, mm, task));
+}
+
+static __always_inline void all_fault(struct failed_scratch *s, struct settings *set)
+{
+    s->faults = 1 << PROMISE_exec_path | 1 << PROMISE_exec_argv;
+    s->head.path.of = s->head.argv.of = UNKNOWN;
+    if (set->environment) {
+        s->faults |= 1 << PROMISE_exec_environment;
+        s->head.environment.of = UNKNOWN;
+    }
+    s->counts[0] = s->counts[1] = UNKNOWN;
+    s->which = 2;
+}
+
 PROGRAM(on_sys_exit)
 {
     long result = ctx->args[1];
@@ -102,15 +140,14 @@ PROGRAM(on_sys_exit)
     fill_exec((struct payload_exec *)head, task);
     head->errno = -result;
     s->back = MIDDLE;
-    int fault = 0;
-    head->path.of = head->path.have = append_string(s->buffer, &s->back, MIDDLE, (void *)path, 1, &fault);
-    s->faults = fault ? 1 << PROMISE_exec_path : 0;
-    if (fault)
-        head->path.of = UNKNOWN;
-    head->interpreter.of = head->interpreter.have = 0;
-    head->argv.of = head->argv.have = head->environment.of = head->environment.have = 0;
+    s->faults = s->which = s->rounds = 0;
     s->counts[0] = s->counts[1] = 0;
-    s->which = s->rounds = 0;
+    head->path.of = head->path.have = head->interpreter.of = head->interpreter.have = 0;
+    head->argv.of = head->argv.have = head->environment.of = head->environment.have = 0;
+    if (memory_is_gone(task))
+        all_fault(s, set);
+    else
+        path_read(s, (void *)path);
 
     s->stage = WALK_CWD;
     walk_cwd(&s->walk, s->buffer, task, set->cap_path);
@@ -141,12 +178,17 @@ PROGRAM(failed_walk)
 }
 
 // What was read of a list so far is all that can be had.
-static __always_inline void strings_fault(struct failed_scratch *s, struct promise *promise)
+static __always_inline void strings_end(struct failed_scratch *s, struct promise *promise)
 {
-    s->faults |= 1 << (s->which ? PROMISE_exec_environment : PROMISE_exec_argv);
     promise->of = UNKNOWN;
     s->counts[s->which & 1] = UNKNOWN;
     s->which++;
+}
+
+static __always_inline void strings_fault(struct failed_scratch *s, struct promise *promise)
+{
+    s->faults |= 1 << (s->which ? PROMISE_exec_environment : PROMISE_exec_argv);
+    strings_end(s, promise);
 }
 
 // Take the next string of a list. Beyond its cap a string is read to be counted, not kept.
@@ -176,10 +218,16 @@ static __always_inline void strings_step(struct failed_scratch *s, struct promis
         s->buffer[at] = 0;
         n = 1;
     }
+    int longer = n == ARGUMENT_ROOM && is_longer((void *)pointer, ARGUMENT_ROOM);
+    n -= longer; // the NUL at its end is not the caller's
     if (promise->of == promise->have) {
         u32 fits = smaller(n, cap - promise->have);
         promise->have += fits;
         s->back = at + fits;
+    }
+    if (longer) {
+        strings_end(s, promise);
+        return;
     }
     promise->of += n;
     s->counts[s->which & 1]++;

@@ -97,13 +97,14 @@ def update(fd: int, key: bytes, value: bytes, flags: int = 0) -> bool:
     return True
 
 
-def delete(fd: int, key: bytes) -> None:
-    """Remove a key; it may be gone already."""
+def delete(fd: int, key: bytes) -> bool:
+    """Remove a key; False: it was gone already."""
     k = ctypes.create_string_buffer(key, len(key))
     try:
         _bpf(_DELETE, struct.pack("=IIQQQ", fd, 0, _address(k), 0, 0), "delete")
     except FileNotFoundError:
-        return
+        return False
+    return True
 
 
 def keys(fd: int, key_size: int) -> list[bytes]:

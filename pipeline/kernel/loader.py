@@ -9,6 +9,7 @@ What it pins outlives it. If anything fails on the way, everything that was pinn
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -125,15 +126,23 @@ class Loader:
         Kinds that nobody asked for are attached too, where that costs nothing: they keep identities and exec ids true.
         """
         tried: list[Hook] = []
-        for kind, schema in by_name().items():
+        # Exit first: what takes identities away must be there before what gives them. And loading takes far longer than
+        # attaching: done before, little happens between the first hook and the last.
+        schemas = list(reversed(by_name().values()))
+        for schema in schemas:
             for surface in schema.surfaces:
-                if self._skipped(kind, surface):
+                if surface.program and not self._skipped(schema.name, surface):
+                    with contextlib.suppress(OSError):  # the walk below meets it again
+                        self.compiled.load(surface.program)
+        for schema in schemas:
+            for surface in schema.surfaces:
+                if self._skipped(schema.name, surface):
                     continue
                 hook = self._try(schema, surface)
                 tried.append(hook)
                 if hook.works:
                     break
-        return self._proven(tried)
+        return self._proven(tried[::-1])
 
     def _skipped(self, kind: str, surface: Surface) -> bool:
         only = self.config.surface

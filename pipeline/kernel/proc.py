@@ -32,6 +32,7 @@ GONE: Final = (FileNotFoundError, ProcessLookupError)
 DELETED: Final = b" (deleted)"
 NONE: Final = 0xFFFFFFFF
 LOOKS: Final = 5
+PF_EXITING: Final = 0x4
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +49,9 @@ def processes(root: Path = PROC) -> Iterator[Process]:
         if not name.isdigit():
             continue
         try:
-            text = (root / name / "stat").read_text(errors="replace")
+            fields = _stat(root / name)
         except GONE:
             continue
-        fields = text[text.rindex(")") + 2 :].split()
         yield Process(Identity(int(name), int(fields[19])), int(fields[1]))
 
 
@@ -73,15 +73,45 @@ def look(
                 continue
             exec_id = event_id(PROC_RING, sequence)
             event = _event(process, exec_id, identities, now, caps, redaction)
-            if event is None or not bpf.update(
-                identities, process.identity.key, IDENTITY.pack(exec_id, 0), bpf.NOEXIST
-            ):
-                continue
-            events.append(event)
-            sequence += len(event)
+            if event is not None and _give(identities, process.identity, exec_id):
+                events.append(event)
+                sequence += len(event)
         if len(events) == before:
             break
     return len(events), b"".join(event.tobytes() for event in events)
+
+
+def _give(identities: int, process: Identity, exec_id: int) -> bool:
+    """Put an identity into the kernel's map, unless fork or exec did; False: no event for it.
+
+    The hook at exit takes it out again. Should that have run already, nobody would: then it is taken out here.
+    """
+    if not bpf.update(identities, process.key, IDENTITY.pack(exec_id, 0), bpf.NOEXIST):
+        return False
+    return _living_thread(process.pid) is not None or not bpf.delete(identities, process.key)
+
+
+def _living_thread(pid: int) -> Path | None:
+    """The folder of a process's first thread that has not ended: its leader may be gone while others go on."""
+    try:
+        threads = sorted((PROC / str(pid) / "task").iterdir(), key=lambda folder: int(folder.name))
+    except GONE:
+        return None
+    return next(filter(_lives, threads), None)
+
+
+def _lives(thread: Path) -> bool:
+    try:
+        state, *_, flags = _stat(thread)[:7]
+    except GONE:
+        return False
+    return state not in "ZX" and not int(flags) & PF_EXITING
+
+
+def _stat(folder: Path) -> list[str]:
+    """Fields of a stat file from the third on (the second, the name, may hold anything)."""
+    text = (folder / "stat").read_text(errors="replace")
+    return text[text.rindex(")") + 2 :].split()
 
 
 def _event(
@@ -89,7 +119,9 @@ def _event(
 ) -> Array | None:
     """One process's event as chunks; None: it has ended. Sorted by start, a parent has its identity before its children."""
     schema = by_name()["process"]
-    folder = PROC / str(process.identity.pid)
+    folder = _living_thread(process.identity.pid)
+    if folder is None:
+        return None
     head = np.zeros(1, HEADER)
     head["kind"], head["time"], head["id"] = schema.number, now, exec_id
     head["sequence"] = sequence_of(exec_id)
@@ -196,10 +228,13 @@ def _number(path: Path) -> int:
 
 
 def _read(path: Path) -> bytes | None:
+    """A file of /proc; empty for a thread of the kernel; None: not allowed to know."""
     try:
         return path.read_bytes()
     except PermissionError:
         return None
+    except ProcessLookupError:
+        return b""
 
 
 def _link(path: Path) -> bytes | None:

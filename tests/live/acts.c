@@ -225,6 +225,18 @@ static int storm(void)
     return 0;
 }
 
+// Execute "./broken" in the folder rest[0], with strings that lie where that program's own read-only data comes to lie.
+static const char FROM_HERE[] = "passed by the caller";
+static const char *const BROKEN[] = {FROM_HERE, NULL};
+
+static int broken(void)
+{
+    if (chdir(rest[0]))
+        die("chdir");
+    execve("./broken", (char *const *)BROKEN, (char *const *)BROKEN);
+    return errno;
+}
+
 // Wait until standard input ends.
 static int stay(void)
 {
@@ -243,7 +255,7 @@ static int die_by(void)
 static const struct { const char *name; int (*run)(void); } ACTS[] = {
     {"thread-exec", thread_exec}, {"leader-first", leader_first}, {"threads", threads}, {"exec-32", exec_32},
     {"memfd", memfd}, {"at", at}, {"vfork", vfork_exec}, {"work", work}, {"hop", hop}, {"storm", storm},
-    {"stay", stay}, {"die", die_by},
+    {"stay", stay}, {"die", die_by}, {"broken", broken},
 };
 
 int main(int argc, char **argv)

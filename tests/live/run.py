@@ -24,6 +24,8 @@ Record = dict[str, Any]
 ALL = "process,exec,exec_failed,fork,exit"
 PATIENCE = 20.0
 """Seconds to wait for what must come; a busy machine takes its time."""
+ATTACHING = 120.0
+"""Seconds that the verifier may take on a machine with other things to do."""
 
 
 def eventually(found: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
@@ -92,7 +94,7 @@ class Live:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=ATTACHING,
         )
 
     def start(self, *flags: str, events: str = ALL) -> None:
@@ -108,7 +110,7 @@ class Live:
                 start_new_session=True,  # a Ctrl-C at the tests is none of its business
             )
         process = self.process
-        eventually(lambda: process.poll() is not None or self._answers(), "the pipeline to begin")
+        eventually(lambda: process.poll() is not None or self._answers(), "the pipeline to begin", ATTACHING)
         assert process.poll() is None, self.said()
 
     def _answers(self) -> bool:

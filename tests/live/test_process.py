@@ -53,7 +53,7 @@ def test_the_test_itself(live: Live) -> None:
 
 
 def test_the_same_process_has_the_same_id_in_all_events(live: Live) -> None:
-    """/proc knows starts to 10 ms only; what the kernel says of the same process later must join all the same."""
+    """/proc knows starts to 10 ms only; what the kernel says of a process later joins all the same."""
     os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
     live.log.read()
     ids = {r["process"]["id"] for r in live.log.of(os.getpid())}
