@@ -225,15 +225,10 @@ static int storm(void)
     return 0;
 }
 
-// Execute "./broken" in the folder rest[0], with strings that lie where that program's own read-only data comes to lie.
-static const char FROM_HERE[] = "passed by the caller";
-static const char *const BROKEN[] = {FROM_HERE, NULL};
-
-static int broken(void)
+// Execute rest[0] with strings of our own stack: where they lie, the new program's strings come to lie.
+static int of_stack(void)
 {
-    if (chdir(rest[0]))
-        die("chdir");
-    execve("./broken", (char *const *)BROKEN, (char *const *)BROKEN);
+    execve(rest[0], rest, environ);
     return errno;
 }
 
@@ -255,7 +250,7 @@ static int die_by(void)
 static const struct { const char *name; int (*run)(void); } ACTS[] = {
     {"thread-exec", thread_exec}, {"leader-first", leader_first}, {"threads", threads}, {"exec-32", exec_32},
     {"memfd", memfd}, {"at", at}, {"vfork", vfork_exec}, {"work", work}, {"hop", hop}, {"storm", storm},
-    {"stay", stay}, {"die", die_by}, {"broken", broken},
+    {"stay", stay}, {"die", die_by}, {"of-stack", of_stack},
 };
 
 int main(int argc, char **argv)

@@ -34,7 +34,7 @@ def acts(ground: Path) -> bytes:
     """Path of the program that does what Python cannot (acts.c)."""
     program = ground / "acts"
     source = Path(__file__).with_name("acts.c")
-    flags = ["-O1", "-Wall", "-Werror", "-static", "-no-pie", "-fno-pie", "-pthread"]
+    flags = ["-O1", "-Wall", "-Werror", "-static", "-pthread"]
     subprocess.run(["gcc", *flags, source, "-o", program], check=True)
     return os.fsencode(program)
 

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.live.run import Live, Record
-from tests.live.witness import Act, Arguments, as_record, execute
+from tests.live.witness import Act, Arguments, as_record, execute, libc
 
 pytestmark = pytest.mark.kernel
 
 NOWHERE = b"/nonexistent/program"
 ENVIRONMENT = [b"PATH=/bin", b"MARK=hunter2"]
 PT_LOAD = 1
+ADDR_NO_RANDOMIZE = 0x0040000
 UNREADABLE = 0x1000
 """Nothing is ever mapped there."""
 
@@ -196,9 +197,11 @@ def test_past_the_point_of_no_return_nothing_is_made_up(live: Live, acts: bytes,
     loads = [header for header in headers if struct.unpack_from("<I", image, header)[0] == PT_LOAD]
     struct.pack_into("<Q", image, loads[-1] + 16, 0x7FFF_FFFF_F000)  # beyond what can be mapped
     broken = tmp_path / "broken"
-    broken.write_bytes(image.replace(b"passed by the caller", b"not what was passed!"))
+    broken.write_bytes(image)
     broken.chmod(0o755)
-    act = execute(acts, [b"acts", b"broken", os.fsencode(tmp_path)])
+    argv = [b"acts", b"of-stack", os.fsencode(broken), *(b"%d" % i for i in range(200))]
+    # Without randomised addresses the old stack's strings lie where the new one's are now.
+    act = execute(acts, argv, ENVIRONMENT, lambda: libc.personality(ADDR_NO_RANDOMIZE))
     assert os.WTERMSIG(act.status) == signal.SIGSEGV
     record = failed(live, act)
     assert record["errno"]
