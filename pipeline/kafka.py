@@ -138,6 +138,8 @@ def producer(
         batch_size=min(1_000_000, largest - OVERHEAD),
         queue_buffering_max_messages=1_000_000,
         allow_auto_create_topics=False,
+        # Topics were made sure of: one that cannot be found is gone, and is made again.
+        topic_metadata_propagation_max_ms=5000,
         **own,
     )
     with clear(place.address):

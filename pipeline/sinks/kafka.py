@@ -108,7 +108,7 @@ class KafkaSink:
 
     def held(self) -> Ints:
         """See Sink: what came in and is neither acknowledged nor in the outbox."""
-        flights = (f.counts for f in (*self._flying, *self._sending) if f.encoded)
+        flights = (f.counts for f in (*self._flying, *self._sending) if f.encoded is not None)
         return sum(flights, sum((batch.counts for batch in self._incoming), zeros()))
 
     def in_outbox(self) -> Ints:
@@ -220,7 +220,7 @@ class KafkaSink:
             self._warn(f"{explain(error, self._place.address)}; what is not acknowledged is sent again")
         self._broke = error.code()
         flights = [*self._flying, *self._sending]
-        self._incoming.extendleft(f.encoded for f in reversed(flights) if f.encoded)
+        self._incoming.extendleft(f.encoded for f in reversed(flights) if f.encoded is not None)
         self._row = min((f.row - 1 for f in flights if f.row), default=self._row)
         self._flying.clear()
         self._sending.clear()
@@ -236,7 +236,7 @@ class KafkaSink:
         while self._flying and not self._flying[0].left:
             flight = self._flying.popleft()
             outcome = flight.outcome()
-            if flight.encoded:
+            if flight.encoded is not None:
                 passage = flight.encoded.passage
                 for (_, stage, reason), counts in outcome.lost.items():
                     passage.book("lost", stage, reason, counts)
@@ -270,9 +270,9 @@ class KafkaSink:
         """Bring all that is not acknowledged into the outbox; what librdkafka has of it is not sent twice."""
         if self._is_stalled():
             self._say_away(f"Kafka at {self._place.address} does not acknowledge")
-        flights = [f for f in self._flying if f.encoded]
-        unsent = [f.encoded for f in self._sending if f.encoded]
-        batches = [*(f.encoded for f in flights if f.encoded), *unsent, *self._incoming]
+        flights = [f for f in self._flying if f.encoded is not None]
+        unsent = [f.encoded for f in self._sending if f.encoded is not None]
+        batches = [*(f.encoded for f in flights if f.encoded is not None), *unsent, *self._incoming]
         incoming = len(self._incoming)
         ids = await self._outbox.put(batches)
         for flight, id in zip(flights, ids, strict=False):
@@ -281,7 +281,7 @@ class KafkaSink:
         self._sending = deque(f for f in self._sending if f.row)
         for _ in range(incoming):
             self._incoming.popleft()
-        self._row = max((f.row for f in self._flying), default=self._row)
+        self._row = max((f.row for f in flights), default=self._row)
 
     async def _nap(self) -> None:
         """Until a batch comes; while something is under way, only for a moment."""
@@ -294,7 +294,7 @@ class KafkaSink:
     # -- what it knows
 
     def _has_unsafe(self) -> bool:
-        return bool(self._incoming) or any(f.encoded for f in (*self._flying, *self._sending))
+        return bool(self._incoming) or any(f.encoded is not None for f in (*self._flying, *self._sending))
 
     def _is_busy(self) -> bool:
         return bool(self._incoming or self._sending or self._flying or not self._outbox.is_empty)

@@ -1,0 +1,311 @@
+"""The Kafka sink against a real Apache Kafka that hangs, dies and refuses; read back by a plain consumer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import trio
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, TopicPartition
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+
+from pipeline.event import Encoded
+from pipeline.kafka import BrokerError
+from pipeline.ledger import zeros
+from pipeline.place import Kafka
+from pipeline.sinks.checkpoint import BookKeeper, restore
+from pipeline.sinks.kafka import KafkaSink
+from pipeline.sinks.outbox import Outbox
+from pipeline.stages.stage import Link
+from pipeline.store import Store
+from tests.broker import Broker
+from tests.encoded import Rings, encoded, record, stream, total
+
+pytestmark = pytest.mark.kafka
+
+
+@dataclass
+class Subject:
+    """A sink with all that it stands on."""
+
+    path: Path
+    place: Kafka
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.rings, self.area = Rings(), bytearray(8192)
+        self.warnings: list[str] = []
+        self.sent: list[Encoded] = []
+        self.link: Link[Encoded] = Link("encoded")
+        self.store = Store(self.path / "outbox.db", "a")
+        books = restore(self.area, [self.store.books()])
+        self.keeper = BookKeeper(books, self.area, move=self.rings.move, pressure=self.rings.pressure)
+        self.outbox = Outbox(self.store, self.keeper, self.warnings.append)
+        self.sink = KafkaSink(self.place, self.outbox, self.keeper, self.warnings.append, **self.options)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Open the sink, run it, and wait for its end."""
+        await self.sink.open()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.sink.run, self.link)
+            yield
+            self.link.close()
+        assert self.sink.held().sum() == 0
+        self.check()
+        self.store.close()
+
+    async def send(self, batches: Iterable[Encoded]) -> None:
+        """Feed batches; the books balance after each."""
+        for batch in batches:
+            self.sent.append(batch)
+            await self.link.send([batch])
+            self.check()
+
+    def check(self) -> None:
+        """acknowledged + lost + in outbox + in flight = all that was sent, at any moment."""
+        books, settled = self.keeper.books, self.sink.settled()
+        lost = sum((*books.tally.values(), *settled.lost.values()), zeros())
+        terms = books.acknowledged + settled.acknowledged + lost + self.sink.in_outbox()
+        assert (terms + self.sink.held() + self.link.held()).tolist() == total(self.sent).tolist()
+
+    def acknowledged(self) -> int:
+        return int((self.keeper.books.acknowledged + self.sink.settled().acknowledged).sum())
+
+
+async def until(condition: Callable[[], bool], seconds: float = 40) -> None:
+    for _ in range(int(seconds / 0.02)):
+        if condition():
+            return
+        await trio.sleep(0.02)
+    pytest.fail("what was waited for did not come")
+
+
+def stored(place: Kafka) -> list[Message]:
+    """All records of a place, each partition's in its own order."""
+    options = {"bootstrap.servers": place.address, "group.id": "t", "enable.partition.eof": True}
+    consumer = Consumer(options | {"auto.offset.reset": "earliest", "log_level": 0})
+    try:
+        topic = consumer.list_topics(place.topic("process"), timeout=10).topics[place.topic("process")]
+        consumer.assign([TopicPartition(topic.topic, n, OFFSET_BEGINNING) for n in topic.partitions])
+        found, ends = [], 0
+        while ends < len(topic.partitions):
+            message = consumer.poll(20)
+            assert message is not None
+            if message.error():
+                ends += 1
+            else:
+                found.append(message)
+        return found
+    finally:
+        consumer.close()
+
+
+def check_stored(place: Kafka, sent: list[Encoded], *, once: bool = True, missing: int = 0) -> None:
+    """Everything that was sent stands in the topic, byte for byte, each process's in order."""
+    messages = stored(place)
+    expected = [v for batch in sent for v in batch.records["process"].values]
+    values = [m.value() for m in messages]
+    assert len(set(expected) - set(values)) == missing
+    if once:
+        assert len(values) == len(expected) - missing
+    partitions: dict[bytes | None, set[int | None]] = {}
+    order: dict[bytes | None, list[int]] = {}
+    for message in messages:
+        fields = msgpack.unpackb(message.value())
+        assert message.key() == fields["process"]["id"].encode()
+        assert message.timestamp()[1] == fields["time"] // 1_000_000
+        assert message.headers() is None
+        partitions.setdefault(message.key(), set()).add(message.partition())
+        first_time = order.setdefault(message.key(), [])
+        if fields["sequence"] not in first_time:
+            first_time.append(fields["sequence"])
+    assert all(len(numbers) == 1 for numbers in partitions.values())
+    assert all(sequences == sorted(sequences) for sequences in order.values())
+
+
+@pytest.fixture
+def place(kafka: Broker, request: pytest.FixtureRequest) -> Kafka:
+    return Kafka(kafka.address, request.node.name.replace("[", ".").replace("]", "")[:60])
+
+
+async def test_all_is_acknowledged_and_in_order(place: Kafka, tmp_path: Path) -> None:
+    subject = Subject(tmp_path, place, {"partitions": 5, "largest": 2 << 20})
+    async with subject.running():
+        await subject.send(stream(60, 200))
+        await subject.send([encoded(61, [], {0: (61 * 200 * 256, 61 * 200)})])
+        await until(lambda: subject.keeper.books.number == 61)
+    assert subject.acknowledged() == 12_000
+    assert subject.rings.positions == {0: 61 * 200 * 256}
+    assert subject.sink.limits == {"process": 2 << 20}
+    assert subject.outbox.is_empty
+    check_stored(place, subject.sent)
+    assert len({m.partition() for m in stored(place)}) > 1
+
+
+async def test_an_idle_sink_does_nothing(place: Kafka, tmp_path: Path) -> None:
+    subject = Subject(tmp_path, place)
+    async with subject.running():
+        await subject.send(stream(1, 10))
+        await until(lambda: subject.keeper.books.number == 1)
+        steps = 0
+
+        class Count(trio.abc.Instrument):
+            def before_task_step(self, task: trio.lowlevel.Task) -> None:
+                nonlocal steps
+                steps += 1
+
+        trio.lowlevel.add_instrument(counter := Count())
+        before = time.process_time()
+        await trio.sleep(1.5)
+        cpu = time.process_time() - before
+        trio.lowlevel.remove_instrument(counter)
+    assert steps <= 3
+    assert cpu < 0.05
+
+
+async def test_a_broker_that_was_never_there(tmp_path: Path) -> None:
+    subject = Subject(tmp_path, Kafka("127.0.0.1:1", "x"))
+    async with subject.running():
+        await subject.send(stream(20, 50))
+        await until(lambda: subject.keeper.books.number == 20)
+    assert subject.sink.in_outbox().sum() == 1000
+    assert subject.rings.positions == {0: 1000 * 256}
+    assert len(subject.warnings) == 1
+    assert "127.0.0.1:1" in subject.warnings[0]
+    assert "outbox" in subject.warnings[0]
+
+
+async def test_the_next_run_delivers_what_the_last_one_kept(place: Kafka, tmp_path: Path) -> None:
+    absent = Subject(tmp_path, Kafka("127.0.0.1:1", place.prefix))
+    async with absent.running():
+        await absent.send(stream(20, 50))
+    subject = Subject(tmp_path, place)
+    subject.sent = list(absent.sent)
+    assert subject.sink.in_outbox().sum() == 1000
+    async with subject.running():
+        await subject.send(stream(20, 50, first=21))
+        await until(lambda: subject.outbox.is_empty)
+        await subject.send(stream(20, 50, first=41))
+    assert subject.acknowledged() == 3000
+    check_stored(place, subject.sent)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["pause", "kill"])
+async def test_a_broker_that_goes_and_comes_back(tmp_path: Path, way: str) -> None:
+    """Under load: nothing is lost, order is kept, rings go free, the outbox is emptied."""
+    with Broker() as broker:
+        subject = Subject(tmp_path, Kafka(broker.address, way))
+        async with subject.running():
+            await subject.send(stream(30, 200))
+            getattr(broker, way)()
+            await subject.send(stream(60, 200, first=31))
+            await until(lambda: subject.keeper.books.number == 90)
+            assert subject.rings.positions == {0: 90 * 200 * 256}
+            assert subject.sink.in_outbox().sum() > 0
+            if way == "pause":
+                broker.resume()
+            else:
+                await trio.to_thread.run_sync(broker.start)
+            await subject.send(stream(30, 200, first=91))
+            await until(lambda: subject.outbox.is_empty and not subject.sink.held().sum())
+            through_outbox = subject.sink.settled().acknowledged.sum()
+            await subject.send(stream(10, 200, first=121))
+            await until(lambda: not subject.sink.held().sum())
+            assert subject.sink.settled().acknowledged.sum() == through_outbox, (
+                "rows again, with nothing amiss"
+            )
+        assert subject.acknowledged() == 130 * 200
+        assert [w for w in subject.warnings if "go to the outbox" in w]
+        assert "is back" in subject.warnings[-1]
+        assert len(subject.warnings) == 2
+        check_stored(subject.place, subject.sent, once=way == "pause")
+
+
+async def test_rings_that_fill_up_are_relieved(place: Kafka, tmp_path: Path) -> None:
+    subject = Subject(tmp_path, place, {"properties": {"linger.ms": 900}})
+    subject.rings.full = 0.8
+    async with subject.running():
+        await subject.send(stream(5, 50))
+        await until(lambda: subject.rings.positions == {0: 250 * 256})
+        assert subject.store.last() > 0
+    assert subject.acknowledged() == 250
+    check_stored(place, subject.sent)
+
+
+def lower_limit(place: Kafka, size: int) -> None:
+    client = AdminClient({"bootstrap.servers": place.address, "log_level": 0})
+    entry = ConfigEntry("max.message.bytes", str(size), incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, place.topic("process"), incremental_configs=[entry])
+    for future in client.incremental_alter_configs([resource]).values():
+        future.result(20)
+
+
+async def test_a_record_over_the_limit_is_lost_alone(place: Kafka, tmp_path: Path) -> None:
+    """The limit is lowered behind the sink's back: the broker refuses the batch, neighbours and all."""
+    subject = Subject(tmp_path, place, {"partitions": 1, "properties": {"compression.type": "none"}})
+    async with subject.running():
+        await subject.send(stream(1, 10))
+        await until(lambda: subject.keeper.books.number == 1)
+        await trio.to_thread.run_sync(lower_limit, place, 20_000)
+        records = [record(i, padding=30_000 if i == 25 else 100) for i in range(10, 60)]
+        await subject.send([encoded(2, records, {0: (60 * 256, 60)})])
+        await until(lambda: subject.keeper.books.number == 2)
+        await subject.send(stream(1, 20, first=4))
+    (key,) = subject.keeper.books.tally
+    assert key == ("lost", "kafka", "too large")
+    assert subject.keeper.books.tally[key].tolist() == encoded(0, [record(25)]).counts.tolist()
+    assert subject.acknowledged() == 79
+    check_stored_unordered(place, subject.sent, missing=1)
+
+
+def check_stored_unordered(place: Kafka, sent: list[Encoded], missing: int) -> None:
+    expected = {v for batch in sent for v in batch.records["process"].values}
+    values = [m.value() for m in stored(place)]
+    assert len(expected - set(values)) == missing
+    assert len(values) == len(expected) - missing
+
+
+async def test_a_record_too_large_for_the_producer_is_lost_alone(place: Kafka, tmp_path: Path) -> None:
+    subject = Subject(tmp_path, place, {"largest": 50_000})
+    async with subject.running():
+        records = [record(i, padding=60_000 if i == 5 else 100) for i in range(20)]
+        await subject.send([encoded(1, records, {0: (20 * 256, 20)})])
+    assert [int(n.sum()) for n in subject.keeper.books.tally.values()] == [1]
+    check_stored(place, subject.sent, missing=1)
+
+
+@pytest.mark.slow
+async def test_a_deleted_topic_is_made_again(place: Kafka, tmp_path: Path) -> None:
+    subject = Subject(tmp_path, place, {"properties": {"topic.metadata.refresh.interval.ms": 500}})
+    async with subject.running():
+        await subject.send(stream(5, 100))
+        await until(lambda: subject.acknowledged() == 500)
+        client = AdminClient({"bootstrap.servers": place.address, "log_level": 0})
+        await trio.to_thread.run_sync(
+            client.delete_topics([place.topic("process")])[place.topic("process")].result
+        )
+        await subject.send(stream(5, 100, first=6))
+        await until(lambda: subject.acknowledged() == 1000)
+    assert any(place.address in warning for warning in subject.warnings)
+    check_stored(place, subject.sent[5:], once=False)
+
+
+async def test_settings_that_would_break_the_promise_are_refused(place: Kafka, tmp_path: Path) -> None:
+    for properties, says in [
+        ({"acks": 1}, "kafka.acks cannot be set"),
+        ({"no.such.thing": 1}, "No such configuration property"),
+        ({"linger.ms": "long"}, "Invalid value"),
+        ({"security.protocol": "sasl_plaintext", "sasl.mechanism": "PLAIN"}, "sasl.username"),
+    ]:
+        with pytest.raises(BrokerError, match=says):
+            await Subject(tmp_path, place, {"properties": properties}).sink.open()
+    with pytest.raises(BrokerError, match="no such host"):
+        await Subject(tmp_path, Kafka("no-such-host.invalid:9092", "x")).sink.open()
