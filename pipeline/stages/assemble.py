@@ -1,9 +1,11 @@
-"""Assemble: chunks into events, in order of time. Merged → assemble → Batch, with the Passage that goes along.
+"""Assemble: chunks into events, in order of time. Merged → assemble → Batch, with the Passage that goes
+along.
 
-An event leaves when all its chunks are there and every event before it has left. One that does not complete holds the
-others back until it is known to be lost, or has expired by the watermark, or assembly holds too much. So what has left
-is always a prefix of the stream that merge made, and the cut behind it is a position in every ring: what lies before it
-is done with, once the batch is safe; a new run that starts there finds exactly the rest.
+An event leaves when all its chunks are there and every event before it has left. One that does not complete
+holds the others back until it is known to be lost, or has expired by the watermark, or assembly holds too
+much. So what has left is always a prefix of the stream that merge made, and the cut behind it is a position
+in every ring: what lies before it is done with, once the batch is safe; a new run that starts there finds
+exactly the rest.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from pipeline.stages.join import (
     BEYOND,
     DISCARDED,
     DUPLICATE,
-    FATES,
     LATE,
     MALFORMED,
     ORPHAN,
@@ -50,7 +51,8 @@ MOST: Final = 4096
 class Assemble:
     """The stage; see the module's text.
 
-    `boundary`: ring → first sequence that no earlier run has released; `number`: of the last passage of that run.
+    `boundary`: ring → first sequence that no earlier run has released; `number`: of the last passage of that
+    run.
     """
 
     name = "assemble"
@@ -140,7 +142,8 @@ class Assemble:
         self._unfinished.update((u.id, u) for u in new if u.missing)
 
     def _gone(self, merged: Merged, groups: Groups, broken: Ints) -> Ints:
-        """The fate of parts that have no head here, nor any that waits: REPEAT, LATE, or 0 when it may yet come."""
+        """The fate of parts that have no head here, nor any that waits: REPEAT, LATE, or 0 when it may yet
+        come."""
         ids = groups.id[broken]
         stray = merged.part[groups.rows[groups.first[broken]]] > 0
         if self._unfinished:
@@ -151,7 +154,8 @@ class Assemble:
         return np.where(stray, np.where(self._heads.before(ids), REPEAT, came), 0)
 
     def _settle(self, watermark: int) -> None:
-        """Let the oldest unfinished ones leave that are not worth waiting for, or that there is no room to wait for."""
+        """Let the oldest unfinished ones leave that are not worth waiting for, or that there is no room to
+        wait for."""
         while self._unfinished:
             oldest = next(iter(self._unfinished.values()))
             expired = oldest.time + self._expiry <= watermark

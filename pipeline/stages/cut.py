@@ -1,7 +1,7 @@
 """The cut behind what assembly has released: a place in every ring, and the books of the chunks before it.
 
-Chunks and gaps are counted when the cut passes over them and not before, so what is checkpointed with a position says
-exactly what lies before that position: a run that starts there counts on, and nothing twice.
+Chunks and gaps are counted when the cut passes over them and not before, so what is checkpointed with a
+position says exactly what lies before that position: a run that starts there counts on, and nothing twice.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Heads: which events' heads came already. Assembly's memory for what comes twice or too late; bounded.
 
-A ring's numbers ascend, but for programs that nest: one takes its number, the next one is first to reserve. So a
-number below the highest is new unless it is remembered, or is older than all that is remembered.
+A ring's numbers ascend, but for programs that nest: one takes its number, the next one is first to reserve.
+So a number below the highest is new unless it is remembered, or is older than all that is remembered.
 """
 
 from __future__ import annotations

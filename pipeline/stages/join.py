@@ -1,8 +1,8 @@
 """Join: chunks into events, for assembly. A sort by id and part, and a gather; no Python per chunk or event.
 
-`Window` is one Merged as assembly holds it: a table of its events in order of time, and of what its chunks became.
-`Unfinished` is an event (or parts without a head) whose chunks did not come in one Merged, whole and in order: it has
-memory of its own, so that a promise of 2 MiB is not sorted again with every pass.
+`Window` is one Merged as assembly holds it: a table of its events in order of time, and of what its chunks
+became. `Unfinished` is an event (or parts without a head) whose chunks did not come in one Merged, whole and
+in order: it has memory of its own, so that a promise of 2 MiB is not sorted again with every pass.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ __all__ = [
 ]
 
 FATES: Final = ("used", "malformed", "discarded", "repeat", "duplicate", "late", "orphan", "beyond")
-"""What became of a chunk, by number, as the ledger calls it: repeat: an earlier run had its event; duplicate: it came
-twice; late: its event had left, or had been complete; orphan: its head never came; beyond: its event ends before it."""
+"""What became of a chunk, by number, as the ledger calls it: repeat: an earlier run had its event; duplicate:
+it came twice; late: its event had left, or had been complete; orphan: its head never came; beyond: its event
+ends before it."""
 _, MALFORMED, DISCARDED, REPEAT, DUPLICATE, LATE, ORPHAN, BEYOND = range(len(FATES))
 
 DATA: Final = np.dtype(f"V{PAYLOAD}")
@@ -90,7 +91,7 @@ class Unfinished:
     """Chunks of one event, as far as they came. Parts are kept where they belong in the event's stream."""
 
     __slots__ = (
-        "at", "data", "evicted", "flags", "have", "head", "hole", "id", "newest", "ordinal", "parts", "sizes", "time"
+        "at", "data", "evicted", "flags", "head", "hole", "id", "newest", "ordinal", "parts", "sizes", "time"
     )  # fmt: skip
 
     def __init__(self, id: int, parts: int, ordinal: int, time: int) -> None:
@@ -100,7 +101,6 @@ class Unfinished:
         self.time = self.newest = time
         self.parts = parts
         """Of the whole event: the smallest that a chunk said."""
-        self.have = 0
         self.head = False
         self.flags = 0
         self.hole: Hole | None = None
@@ -114,28 +114,36 @@ class Unfinished:
     @property
     def missing(self) -> int:
         """How many parts did not come."""
-        return self.parts - self.have
+        return self.parts - int(np.count_nonzero(self.at[: self.parts] >= 0))
 
     def add(self, window: Window, rows: Ints) -> None:
         """Take chunks in: rows of a window, by part. What is not needed gets its fate there."""
         merged = window.merged
-        part = merged.part[rows]
         self.parts = min(self.parts, int(merged.parts[rows].min()))
-        fits = part < self.parts
-        window.mark(rows[~fits], BEYOND)
-        new = fits & np.concatenate(([True], part[1:] != part[:-1]))
-        new[fits] &= self.at[part[fits]] < 0
-        window.mark(rows[fits & ~new], DUPLICATE)
-        rows, part = rows[new], part[new]
+        self.flags |= int(np.bitwise_or.reduce(merged.flags[rows]))
+        part = merged.part[rows]
+        if not (part[-1] < self.parts and (part[1:] > part[:-1]).all() and (self.at[part] < 0).all()):
+            rows = self._new(window, rows, part)
+            if not len(rows):
+                return
+            part = merged.part[rows]
         self.at[part] = window.base + merged.rank[rows]
         self.sizes[part] = merged.size[rows]
-        if len(rows):
-            self.newest = max(self.newest, int(merged.time[rows].max()))
-            self.flags |= int(np.bitwise_or.reduce(merged.flags[rows]))
-            self.head = self.head or not part[0]
-        rows, part = rows[part > 0], part[part > 0]
+        self.newest = max(self.newest, int(merged.time[rows].max()))
+        if not part[0]:
+            self.head = True
+            rows, part = rows[1:], part[1:]
         self.data[part - 1] = payloads(merged.chunks)[rows]
-        self.have = int(np.count_nonzero(self.at[: self.parts] >= 0))
+
+    def _new(self, window: Window, rows: Ints, part: Ints) -> Ints:
+        """Those of these chunks that the event still needs; the others get their fate."""
+        fits = part < self.parts
+        window.mark(rows[~fits], BEYOND)
+        rows, part = rows[fits], part[fits]
+        new = self.at[part] < 0
+        new[1:] &= part[1:] != part[:-1]
+        window.mark(rows[~new], DUPLICATE)
+        return rows[new]
 
     @property
     def stream(self) -> NDArray[np.uint8]:
@@ -261,12 +269,13 @@ class Window:
 
     def evicted(self, first: int, end: int) -> list[int]:
         """The rings of those of some events that left early for want of room."""
-        return [int(ring_of(unfinished.id)) for _, unfinished in self._slow(first, end) if unfinished.evicted]
+        return [int(ring_of(event.id)) for _, event in self._slow(first, end) if event.evicted]
 
     def _slow(self, first: int, end: int) -> list[tuple[int, Unfinished]]:
         if not self.slow:
             return []
-        rows = ((int(np.searchsorted(self.rank, rank)), rank) for rank in sorted(self.slow))
+        ranks = sorted(self.slow)
+        rows = zip(self.rank.searchsorted(ranks).tolist(), ranks, strict=True)
         return [(row - first, self.slow[rank]) for row, rank in rows if first <= row < end]
 
 
@@ -278,4 +287,5 @@ def payloads(chunks: NDArray[Any]) -> NDArray[Any]:
 def _ranges(first: Ints, length: Ints) -> Ints:
     """first[0], first[0] + 1, … (length[0] numbers), then first[1], …"""
     end = length.cumsum()
-    return (first - end + length).repeat(length) + np.arange(int(end[-1]))
+    ranges: Ints = np.arange(int(end[-1])) + (first - end + length).repeat(length)
+    return ranges

@@ -1,8 +1,8 @@
 """Merge: rings into one stream. The first stage after a source: Pass → merge → Merged → assemble.
 
-Every header of a pass is checked at once, each ring is put in order of kernel time, and what is earlier than the
-watermark goes on; the rest of each ring waits for the next pass. Here the chunks are copied out of the rings'
-memory, once and whole: what comes after is arrays of our own.
+Every header of a pass is checked at once, each ring is put in order of kernel time, and what is earlier than
+the watermark goes on; the rest of each ring waits for the next pass. Here the chunks are copied out of the
+rings' memory, once and whole: what comes after is arrays of our own.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ RANGE: Final = 1 << 51
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """Chunks of all rings that lie before the watermark: rows ring by ring (ascending), and their order in time."""
+    """Chunks of all rings that lie before the watermark: rows ring by ring (ascending), and their order in
+    time."""
 
     chunks: NDArray[Any]
     """(n,) of ROW."""
@@ -52,6 +53,8 @@ class Merged:
     kind: Ints
     size: Ints
     flags: Ints
+    stamp: Ints
+    """Boottime ns, as the chunk says."""
     time: Ints
     """Boottime ns, made monotone in each ring and never before an earlier Merged: for order only."""
     length: Ints
@@ -84,12 +87,13 @@ class Merged:
         head = self.part == 0
         room = ROOM[self.kind]
         sound = (self.length == SIZE) & (room >= 0) & (self.part < self.parts) & (self.parts <= MAX_PARTS)
-        sound &= self.sequence >> 52 == 0
+        sound &= (self.sequence >> 52 == 0) & (self.stamp >= 0) & (self.stamp < self.watermark + AHEAD)
         # An event's parts may stand in another ring than its head; those that are not the last are full.
         part = (self.size == PAYLOAD) | (self.part == self.parts - 1)
         part &= (self.size <= PAYLOAD) & (self.id >= 0) & (self.id < event_id(MAX_RINGS, 0))
-        sound &= np.where(head, (self.id == event_id(self.ring, self.sequence)) & (self.size <= room), part)
-        return sound
+        first = (self.id == (self.ring << 52 | self.sequence)) & (self.size <= room)
+        good: Bools = sound & np.where(head, first, part)
+        return good
 
 
 class Merge:
@@ -151,7 +155,7 @@ class Merge:
         self._gaps = tuple(compress(gaps, behind))
         first = np.array([s.position for s in slices], np.int64) - (going.cumsum() - going) * STRIDE
         # Word by word, from memory that was just written: all checks are then on small arrays.
-        length, sequence, ids, _, of, tail = chunks.view("<i8").reshape(-1, STRIDE // 8)[:, :WORDS].T.copy()
+        length, sequence, ids, stamp, of, tail = chunks.view("<i8").reshape(-1, STRIDE // 8)[:, :WORDS].T.copy()
         return Merged(
             chunks=chunks,
             ring=ring,
@@ -163,6 +167,7 @@ class Merge:
             kind=tail & 0xFFFF,
             size=tail >> 16 & 0xFFFF,
             flags=tail >> 32 & 0xFFFF,
+            stamp=stamp,
             time=time,
             length=length & 0xFFFFFFFF,
             rank=_rank(time),
@@ -196,8 +201,9 @@ def _rows(chunks: Iterable[NDArray[Any]]) -> NDArray[Any]:
 
 
 def _monotone(times: Sequence[Ints], ring: Ints, earlier: int, watermark: int) -> Ints:
-    """Times of chunks, ring by ring. Nested programs reserve and look at the clock in either order (about 1.5 µs):
-    no chunk is earlier than the one before it in its ring, nor than what went on with an earlier pass."""
+    """Times of chunks, ring by ring. Nested programs reserve and look at the clock in either order (about 1.5
+    µs): no chunk is earlier than the one before it in its ring, nor than what went on with an earlier
+    pass."""
     if not times:
         return np.empty(0, np.int64)
     time = np.concatenate(times)
@@ -205,10 +211,9 @@ def _monotone(times: Sequence[Ints], ring: Ints, earlier: int, watermark: int) -
     time = np.maximum(np.maximum(time, earlier) - watermark, -RANGE)
     # All rings at once: each has a range of its own above the one before.
     lift = ring << 52
-    time += lift
-    np.maximum.accumulate(time, out=time)
-    time += watermark - lift
-    return time
+    lifted: Ints = np.maximum.accumulate(time + lift)
+    lifted += watermark - lift
+    return lifted
 
 
 def _rank(time: Ints) -> Ints:

@@ -41,7 +41,8 @@ def _numbered(ring: int, recipe: Sequence[tuple[str, int]], n: int) -> NDArray[A
 
 
 def passes(rings: Sequence[NDArray[Any]], batch: int) -> list[Pass]:
-    """Looks at these rings (numbered from 0), about `batch` chunks each; the last µs of each waits for the next."""
+    """Looks at these rings (numbered from 0), about `batch` chunks each; the last µs of each waits for the
+    next."""
     step = max(batch // len(rings), 1)
     longest = max(map(len, rings))
     return [

@@ -51,7 +51,7 @@ class Event:
     head: Chunk | None = None
     chunks: dict[int, Chunk] = field(default_factory=dict)
     parts: int = 1 << 40
-    evicted: bool = False
+    flags: int = 0
 
 
 class Model:
@@ -77,7 +77,9 @@ class Model:
         """Take a pass in."""
         for s in look.slices:
             for i in range(len(s.chunks)):
-                self.waiting.setdefault(s.ring, []).append(self._read(s.ring, s.position + i * STRIDE, s.chunks[i]))
+                self.waiting.setdefault(s.ring, []).append(
+                    self._read(s.ring, s.position + i * STRIDE, s.chunks[i])
+                )
             self.gaps += s.gaps
         floor, self.watermark = self.watermark, max(self.watermark, look.watermark)
         self._take(floor, self.watermark)
@@ -125,7 +127,9 @@ class Model:
                 self.malformed += chunk.part == 0
             elif chunk.part == 0:
                 if chunk.id in self.came:
-                    self.fates["repeat" if chunk.sequence < self.boundary.get(chunk.ring, 0) else "duplicate"] += 1
+                    self.fates[
+                        "repeat" if chunk.sequence < self.boundary.get(chunk.ring, 0) else "duplicate"
+                    ] += 1
                     chunk.sound = False
                 self.came.setdefault(chunk.id, chunk)
         single = {c.id for c in fresh if c.sound and c.part == 0 and c.parts == 1}
@@ -146,6 +150,7 @@ class Model:
                     continue
             event = self.open.setdefault(chunk.id, Event(chunk.ordinal, chunk.time, chunk.time))
             event.parts = min(event.parts, chunk.parts)
+            event.flags |= chunk.flags
         for chunk in fresh:
             if not chunk.sound or (chunk.part == 0 and chunk.parts == 1) or chunk.ordinal in gone:
                 continue
@@ -214,16 +219,15 @@ class Model:
         head = event.head
         assert head is not None
         kept = {part: chunk for part, chunk in event.chunks.items() if part < event.parts}
-        flags = 0
-        for chunk in event.chunks.values():
-            flags |= chunk.flags
         if event.parts == 1:
             at = PAYLOAD - by_number()[head.kind].room
             data = head.payload[at : at + head.size]
         else:
             last = max(kept)
             data = b"".join(
-                (kept[part].payload if part in kept else bytes(PAYLOAD))[: kept[part].size if part == last else None]
+                (kept[part].payload if part in kept else bytes(PAYLOAD))[
+                    : kept[part].size if part == last else None
+                ]
                 for part in range(1, last + 1)
             )
-        self.left.append(Left(head.id, head.time, flags, data, state, self._missing(event)))
+        self.left.append(Left(head.id, head.time, event.flags | head.flags, data, state, self._missing(event)))

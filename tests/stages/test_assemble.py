@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -68,8 +69,8 @@ def left(batch: Batch) -> list[Left]:
     for row, head in enumerate(batch.heads):
         hole = batch.holes.get(row)
         data = batch.stream[batch.start[row] :][: batch.size[row]].tobytes()
-        missing = hole.parts.tolist() if hole else []
-        found.append(Left(int(head["id"]), 0, int(head["flags"]), data, hole and hole.state, missing))
+        state, missing = (hole.state, hole.parts.tolist()) if hole else (None, [])
+        found.append(Left(int(head["id"]), 0, int(head["flags"]), data, state, missing))
     return found
 
 
@@ -95,7 +96,13 @@ class Machine(RuleBasedStateMachine):
         self.now += ahead
         return self.now
 
-    @rule(kind=kinds, size=sizes, ring=st.integers(0, 3), ends=st.sampled_from([0, 0, 0, CUT, CAPPED]), n=st.integers(1, 8))
+    @rule(
+        kind=kinds,
+        size=sizes,
+        ring=st.integers(0, 3),
+        ends=st.sampled_from([0, 0, 0, CUT, CAPPED]),
+        n=st.integers(1, 8),
+    )
     def whole(self, kind: int, size: int, ring: int, ends: int, n: int) -> None:
         """Events written in one go."""
         for _ in range(n):
@@ -107,9 +114,13 @@ class Machine(RuleBasedStateMachine):
         """An event that took its numbers, and whose chunks come when they come."""
         self.pending += self._event(kind, size, ring, ends)
 
-    def _event(self, kind: int, size: int, ring: int, ends: int) -> list[tuple[np.ndarray[Any, Any], int, int]]:
+    def _event(
+        self, kind: int, size: int, ring: int, ends: int
+    ) -> list[tuple[np.ndarray[Any, Any], int, int]]:
         log = self.rings[ring % len(self.rings)]
-        chunks = event(kind, event_id(log.number, log.sequence), data_of(by_number()[kind], size, self.now & 0xFF))
+        chunks = event(
+            kind, event_id(log.number, log.sequence), data_of(by_number()[kind], size, self.now & 0xFF)
+        )
         if ends and len(chunks) > 2:
             # The program saw half way that it cannot go on.
             chunks = chunks[: 1 + len(chunks) // 2]
@@ -118,12 +129,17 @@ class Machine(RuleBasedStateMachine):
         return [(chunk, log.number, first + i) for i, chunk in enumerate(chunks)]
 
     @precondition(lambda self: self.pending)
-    @rule(pick=st.integers(0, 1 << 16), n=st.integers(1, 6), elsewhere=st.one_of(st.none(), st.integers(0, 3)))
+    @rule(
+        pick=st.integers(0, 1 << 16), n=st.integers(1, 6), elsewhere=st.one_of(st.none(), st.integers(0, 3))
+    )
     def write(self, pick: int, n: int, elsewhere: int | None) -> None:
-        """Chunks of such events are written; parts perhaps on another CPU (their numbers are then lost here)."""
+        """Chunks of such events are written; parts perhaps on another CPU (their numbers are then lost
+        here)."""
         for _ in range(min(n, len(self.pending))):
             chunk, ring, sequence = self.pending.pop(pick % len(self.pending))
-            other = None if elsewhere is None or not chunk["part"] else self.rings[elsewhere % len(self.rings)]
+            other = (
+                None if elsewhere is None or not chunk["part"] else self.rings[elsewhere % len(self.rings)]
+            )
             time = self._time(100) - 150
             if other is None:
                 self.rings[ring].write(chunk, time, sequence)
@@ -144,11 +160,14 @@ class Machine(RuleBasedStateMachine):
             chunk = log.chunks[-1 - pick % min(len(log.chunks), 40)]
             if chunk["part"][0] == 0:
                 self.heads_twice = True
-            log.write(chunk, self._time(10), int(chunk["sequence"][0]) if heads or not chunk["part"][0] else None)
+            log.write(
+                chunk, self._time(10), int(chunk["sequence"][0]) if heads or not chunk["part"][0] else None
+            )
 
     @rule(ring=st.integers(0, 3), pick=st.integers(0, 1 << 16), anew=st.booleans())
     def contradict(self, ring: int, pick: int, anew: bool) -> None:
-        """A part says that its event ends with it, whatever others said; or its event is one of an earlier run."""
+        """A part says that its event ends with it, whatever others said; or its event is one of an earlier
+        run."""
         log = self.rings[ring % len(self.rings)]
         parts = [chunk for chunk in log.chunks[-40:] if chunk["part"][0]]
         if parts:
@@ -231,10 +250,11 @@ class Machine(RuleBasedStateMachine):
                     yield range(len(came))
 
     def _replays(self) -> None:
-        """A run that starts at a passage's positions finds exactly the heads behind them, and the rest of the events."""
+        """A run that starts at a passage's positions finds exactly the heads behind them, and the rest of the
+        events."""
         positions = {ring.number: (ring.position, ring.first) for ring in self.rings}
         released: set[int] = set()
-        # A program writes an event's head before its parts. Where a part was first the cut may stand between them.
+        # A program writes an event's head before its parts; where a part was first, the cut may lie between.
         heads = self.model.came
         early = {c.id for c in self.model.seen if c.id in heads and c.ordinal < heads[c.id].ordinal}
         for batch in [None, *self.pipe.batches][:: 1 + len(self.pipe.batches) // 5]:
@@ -253,7 +273,9 @@ class Machine(RuleBasedStateMachine):
 
     def _rest(self, cursors: dict[int, int], expected: dict[int, int]) -> Pass:
         slices = tuple(
-            ring.slice(cursors[ring.number], self.cursors.get(ring.number, ring.position), expected[ring.number])
+            ring.slice(
+                cursors[ring.number], self.cursors.get(ring.number, ring.position), expected[ring.number]
+            )
             for ring in self.rings
         )
         return Pass(slices, self.now, clock=0)
@@ -270,7 +292,9 @@ def one_pass(*rings: RingLog, watermark: int = 1 << 40) -> Pass:
 def test_inline_and_joined_data_side_by_side() -> None:
     ring = RingLog(0)
     payloads = {}
-    for i, (kind, size) in enumerate([("exec", 12), ("fork", 0), ("exec", 500), ("process", 1), ("exec", 208)]):
+    for i, (kind, size) in enumerate(
+        [("exec", 12), ("fork", 0), ("exec", 500), ("process", 1), ("exec", 208)]
+    ):
         schema = by_name()[kind]
         data = data_of(schema, size, i)
         payloads[ring.event(schema.number, data, time=1_000 + i)] = data
@@ -318,7 +342,7 @@ def test_expiry_is_by_the_watermark_and_keeps_what_came() -> None:
     ring.event(3, time=20)
     pipe = Pipe(expiry=1_000)
     cursors: dict[int, int] = {}
-    pipe.look(look([ring], cursors, 1_009, {0: 1}))
+    pipe.look(look([ring], cursors, 1_009))
     assert pipe.ids == []
     pipe.look(look([ring], cursors, 1_010))
     assert pipe.ids[0] == id
@@ -371,7 +395,10 @@ def test_batches_are_bounded_and_each_has_its_own_cut() -> None:
     pipe = Pipe()
     pipe.look(one_pass(ring))
     assert [len(batch) for batch in pipe.batches] == [4_096, 904]
-    assert [b.passage.positions[0] for b in pipe.batches] == [(4_096 * STRIDE, 4_097), (5_000 * STRIDE, 5_001)]
+    assert [b.passage.positions[0] for b in pipe.batches] == [
+        (4_096 * STRIDE, 4_097),
+        (5_000 * STRIDE, 5_001),
+    ]
 
 
 def test_passages_are_numbered_on_from_the_run_before() -> None:
@@ -404,13 +431,19 @@ def test_an_event_that_ends_early_is_whole_and_says_so(flag: int) -> None:
     pipe = Pipe()
     pipe.look(one_pass(ring))
     (only,) = left(pipe.batches[0])
-    assert (only.flags, only.state, only.data) == (flag, None, data_of(by_name()["exec"], 5 * PAYLOAD)[: 2 * PAYLOAD])
+    assert (only.flags, only.state, only.data) == (
+        flag,
+        None,
+        data_of(by_name()["exec"], 5 * PAYLOAD)[: 2 * PAYLOAD],
+    )
 
 
 @settings(max_examples=150, deadline=None)
 @given(
     noise=st.lists(st.binary(min_size=STRIDE, max_size=STRIDE), max_size=3),
-    changes=st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 47), st.integers(0, 255)), max_size=12),
+    changes=st.lists(
+        st.tuples(st.integers(0, 1 << 16), st.integers(0, 47), st.integers(0, 255)), max_size=12
+    ),
     cuts=st.lists(st.integers(0, 40), max_size=3),
 )
 def test_whatever_stands_in_a_ring_every_head_leaves_or_is_booked(
@@ -427,7 +460,7 @@ def test_whatever_stands_in_a_ring_every_head_leaves_or_is_booked(
         chunks.view(np.uint8).reshape(-1, STRIDE)[row // 2 % len(chunks), at] = value
     pipe = Pipe()
     cuts = [0, *sorted(cuts), 1 << 10]
-    for number, (first, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for number, (first, end) in enumerate(pairwise(cuts)):
         slices = tuple(Slice(n, first * STRIDE, chunks[first:end]) for n, chunks in enumerate(memory))
         pipe.look(Pass(slices, 3_000 * number, 0))
     pipe.finish()
