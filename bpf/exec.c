@@ -16,6 +16,21 @@ struct exec_scratch {
 
 BPF_ARRAY(exec_scratches, struct exec_scratch, RINGS);
 
+// What an exec that nobody will hear of runs under: an id that no chunk has.
+static __always_inline void remember_hidden(struct books *book, struct identity_key *key, u32 ring, u64 flags)
+{
+    u64 hidden = __sync_fetch_and_add(&book->hidden, 1);
+    remember(book, key, HIDDEN | EVENT_ID(ring, hidden), flags);
+}
+
+// A tail call before the head fell through.
+static __always_inline void exec_lost(struct exec_scratch *s, struct books *book, u32 ring)
+{
+    struct identity_key key = {.start = s->head.start / TICK, .pid = s->head.pid};
+    count(book->kinds[KIND_exec].lost_call);
+    remember_hidden(book, &key, ring, s->flags);
+}
+
 PROGRAM(on_exec)
 {
     u32 ring = bpf_get_smp_processor_id(), zero = 0;
@@ -34,8 +49,7 @@ PROGRAM(on_exec)
     struct identity *self = identities.lookup(&key);
     u64 flags = self ? self->flags : 0;
     if (!wanted(set, kind, KIND_exec, flags)) {
-        u64 hidden = __sync_fetch_and_add(&book->hidden, 1);
-        remember(book, &key, HIDDEN | EVENT_ID(ring, hidden), flags);
+        remember_hidden(book, &key, ring, flags);
         return 0;
     }
 
@@ -48,24 +62,23 @@ PROGRAM(on_exec)
     s->back = MIDDLE;
 
     u64 name = READ(linux_binprm, filename, bprm), interpreter = READ(linux_binprm, interp, bprm);
-    int fault = 0;
-    s->head.path.of = s->head.path.have =
-        append_string(s->buffer, &s->back, MIDDLE + STRING_ROOM, (void *)name, 0, &fault);
+    append_string(s->buffer, &s->back, MIDDLE + STRING_ROOM, (void *)name, 0, set->cap_path, &s->head.path);
     s->head.interpreter.of = s->head.interpreter.have = 0;
     if (interpreter != name)
-        s->head.interpreter.of = s->head.interpreter.have =
-            append_string(s->buffer, &s->back, MIDDLE + STRING_ROOM, (void *)interpreter, 0, &fault);
+        append_string(s->buffer, &s->back, MIDDLE + STRING_ROOM, (void *)interpreter, 0, set->cap_path,
+                      &s->head.interpreter);
 
     s->stage = WALK_CWD;
+    s->walk.calls = 0;
     walk_cwd(&s->walk, s->buffer, task, set->cap_path);
-    if (walk_on(&s->walk, s->buffer, &s->head.cwd, SHORT_STEPS)) {
+    if (walk_short(&s->walk, s->buffer, &s->head.cwd)) {
         s->stage = WALK_EXECUTABLE;
         walk_executable(&s->walk, s->buffer, task, set->cap_path);
-        if (walk_on(&s->walk, s->buffer, &s->head.executable, SHORT_STEPS))
+        if (walk_short(&s->walk, s->buffer, &s->head.executable))
             calls.call(ctx, CALL_EXEC_EMIT);
     }
     calls.call(ctx, CALL_EXEC_WALK);
-    count(kind->lost_call);
+    exec_lost(s, book, ring);
     return 0;
 }
 
@@ -77,16 +90,20 @@ PROGRAM(exec_walk)
     struct exec_scratch *s = exec_scratches.lookup(&ring);
     if (!book || !set || !s)
         return 0;
-    if (s->stage == WALK_CWD) {
-        if (walk_on(&s->walk, s->buffer, &s->head.cwd, WALK_STEPS)) {
-            s->stage = WALK_EXECUTABLE;
-            walk_executable(&s->walk, s->buffer, (void *)bpf_get_current_task_btf(), set->cap_path);
-        }
-    } else if (walk_on(&s->walk, s->buffer, &s->head.executable, WALK_STEPS)) {
+    struct promise *promise = s->stage == WALK_CWD ? &s->head.cwd : &s->head.executable;
+    int ended = walk_on(&s->walk, s->buffer, promise);
+    if (!ended && ++s->walk.calls >= WALK_CALLS) {
+        walk_give_up(book, &s->walk, promise);
+        ended = 1;
+    }
+    if (ended && s->stage == WALK_EXECUTABLE)
         calls.call(ctx, CALL_EXEC_EMIT);
+    if (ended && s->stage == WALK_CWD) {
+        s->stage = WALK_EXECUTABLE;
+        walk_executable(&s->walk, s->buffer, (void *)bpf_get_current_task_btf(), set->cap_path);
     }
     calls.call(ctx, CALL_EXEC_WALK);
-    count(book->kinds[KIND_exec].lost_call);
+    exec_lost(s, book, ring);
     return 0;
 }
 
@@ -107,7 +124,11 @@ static __always_inline void join_arguments(struct exec_scratch *s, struct stream
     if (more < rest && stream->next_left) {
         u64 extra = bound(smaller(rest - more, stream->next_left), PAYLOAD);
         back = bound(back + more, MIDDLE + 2 * STRING_ROOM + PAYLOAD);
-        bpf_probe_read_user(s->buffer + back, extra, (void *)stream->next);
+        if (bpf_probe_read_user(s->buffer + back, extra, (void *)stream->next)) {
+            s->faults |= 1 << PROMISE_exec_environment;
+            stream->next_left = 0;
+            return;
+        }
         stream->user = stream->next + extra;
         stream->user_left = stream->next_left - extra;
         stream->next_left = 0;
@@ -145,8 +166,10 @@ PROGRAM(exec_emit)
     stream->at = s->walk.at;
     stream->local_left = s->back - s->walk.at;
     join_arguments(s, stream);
+    if (s->faults & 1 << PROMISE_exec_argv)
+        head->argv.have = 0;
     if (s->faults)
-        head->argv.have = head->environment.have = 0;
+        head->environment.have = 0;
     stream->kind = KIND_exec;
     int sent = head_send(stream, book, kind, ring, head, s->buffer, ROOM_exec, s->faults);
     struct identity_key key = {.start = head->start / TICK, .pid = head->pid};

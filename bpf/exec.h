@@ -1,6 +1,6 @@
 // What exec and exec_failed have in common: the head's fields, and the scratch memory.
 
-#define STRING_ROOM 4096
+#define STRING_ROOM 8192 // more than PATH_MAX: a name that execveat makes is "/dev/fd/N/" and a path
 
 // Fields of the head that come from the task and its executable. Up to its promises, exec_failed's head is exec's.
 static __always_inline void fill_exec(struct payload_exec *head, void *task)
@@ -42,17 +42,18 @@ static __always_inline void fill_exec(struct payload_exec *head, void *task)
     head->chrooted = below_root(AT(fs_struct, root, fs));
 }
 
-// A string at the end of what was read on: its bytes stay, the NUL goes. `limit` is the buffer's last place for one.
-static __always_inline u32 append_string(char *buffer, u32 *back, u32 limit, const void *string, int user, int *fault)
+// A string at the end of what was read on: its bytes stay up to the cap, the NUL goes. `limit` is the buffer's last place
+// for one.
+static __always_inline void append_string(char *buffer, u32 *back, u32 limit, const void *string, int user, u32 cap,
+                                          struct promise *promise)
 {
     u64 at = bound(*back, limit);
     int n = user ? bpf_probe_read_user_str(buffer + at, STRING_ROOM, string)
                  : bpf_probe_read_kernel_str(buffer + at, STRING_ROOM, string);
-    *fault = n < 0;
-    if (n <= 1 || n > STRING_ROOM)
-        return 0;
-    *back = at + n - 1;
-    return n - 1;
+    u32 length = n > 1 ? n - 1 : 0; // an empty string is 0 or 1, as kernels count it
+    promise->of = n < 0 ? UNKNOWN : length;
+    promise->have = smaller(length, cap);
+    *back = at + promise->have;
 }
 
 // The two walks, working directory first: it stands behind the executable. They begin in the hook's program and, where
@@ -60,17 +61,40 @@ static __always_inline u32 append_string(char *buffer, u32 *back, u32 limit, con
 #define WALK_CWD 0
 #define WALK_EXECUTABLE 1
 
-// Go on with one walk: 1 when it is at its end, and its length in `promise`.
-static __always_inline int walk_on(struct walk *walk, char *buffer, struct promise *promise, int steps)
+// One step of a walk: 1 when it is at its end, and its length in `promise`.
+static __always_inline int walk_ended(struct walk *walk, char *buffer, struct promise *promise)
 {
-    for (int i = 0; i < steps; i++) {
-        if (walk_step(walk, buffer))
-            continue;
-        walk_end(walk, buffer);
-        promise->of = walk->of;
-        promise->have = walk->end - walk->at;
-        return 1;
-    }
+    if (walk_step(walk, buffer))
+        return 0;
+    walk_end(walk, buffer);
+    promise->of = walk->of;
+    promise->have = walk->end - walk->at;
+    return 1;
+}
+
+// The kernel allows no more tail calls for walks: capped, and how long the path would have been is not known.
+static __always_inline void walk_give_up(struct books *book, struct walk *walk, struct promise *promise)
+{
+    count(book->cut_calls);
+    promise->of = UNKNOWN;
+    promise->have = walk->end - walk->at;
+}
+
+// Most walks end here. (Linux 6.1 takes no loop that falls through into its head, and so clang lays out some: unrolled.)
+static __always_inline int walk_short(struct walk *walk, char *buffer, struct promise *promise)
+{
+#pragma unroll
+    for (int i = 0; i < SHORT_STEPS; i++)
+        if (walk_ended(walk, buffer, promise))
+            return 1;
+    return 0;
+}
+
+static __always_inline int walk_on(struct walk *walk, char *buffer, struct promise *promise)
+{
+    for (int i = 0; i < WALK_STEPS; i++)
+        if (walk_ended(walk, buffer, promise))
+            return 1;
     return 0;
 }
 

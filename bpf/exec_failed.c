@@ -11,8 +11,8 @@
 #define ERESTARTSYS 512
 #define ERESTART_RESTARTBLOCK 516
 
-#define STRINGS_STEPS 400     // strings per program; a tail call goes on
-#define STRINGS_CALLS 18      // of the kernel's 33 tail calls; the rest are for paths and the stream
+#define STRINGS_STEPS 500     // strings per program; a tail call goes on
+#define STRINGS_CALLS 9       // of the kernel's 33 tail calls: 5,000 strings; paths have 6, the stream needs 16
 #define ARGUMENT_ROOM 131072  // Linux's own limit for one string
 #define FAILED_BUFFER (MIDDLE + STRING_ROOM + ARGUMENTS + ARGUMENT_ROOM + PAYLOAD)
 #define FAILED_LIMIT (MIDDLE + STRING_ROOM + ARGUMENTS)
@@ -77,14 +77,13 @@ static __always_inline int is_longer(const void *string, u32 room)
     return last != 0;
 }
 
-static __always_inline void path_read(struct failed_scratch *s, const void *path)
+static __always_inline void path_read(struct failed_scratch *s, const void *path, u32 cap)
 {
     struct promise *promise = &s->head.path;
-    int fault = 0;
-    promise->of = promise->have = append_string(s->buffer, &s->back, MIDDLE, path, 1, &fault);
-    if (fault)
+    append_string(s->buffer, &s->back, MIDDLE, path, 1, cap, promise);
+    if (promise->of == UNKNOWN)
         s->faults |= 1 << PROMISE_exec_path;
-    if (fault || (promise->have == STRING_ROOM - 1 && is_longer(path, STRING_ROOM)))
+    if (promise->of == STRING_ROOM - 1 && is_longer(path, STRING_ROOM))
         promise->of = UNKNOWN;
 }
 
@@ -147,9 +146,10 @@ PROGRAM(on_sys_exit)
     if (memory_is_gone(task))
         all_fault(s, set);
     else
-        path_read(s, (void *)path);
+        path_read(s, (void *)path, set->cap_path);
 
     s->stage = WALK_CWD;
+    s->walk.calls = 0;
     walk_cwd(&s->walk, s->buffer, task, set->cap_path);
     calls.call(ctx, CALL_FAILED_WALK);
     count(kind->lost_call);
@@ -164,13 +164,17 @@ PROGRAM(failed_walk)
     struct failed_scratch *s = failed_scratches.lookup(&ring);
     if (!book || !set || !s)
         return 0;
-    if (s->stage == WALK_CWD) {
-        if (walk_on(&s->walk, s->buffer, &s->head.cwd, WALK_STEPS)) {
-            s->stage = WALK_EXECUTABLE;
-            walk_executable(&s->walk, s->buffer, (void *)bpf_get_current_task_btf(), set->cap_path);
-        }
-    } else if (walk_on(&s->walk, s->buffer, &s->head.executable, WALK_STEPS)) {
+    struct promise *promise = s->stage == WALK_CWD ? &s->head.cwd : &s->head.executable;
+    int ended = walk_on(&s->walk, s->buffer, promise);
+    if (!ended && ++s->walk.calls >= WALK_CALLS / 2) {
+        walk_give_up(book, &s->walk, promise);
+        ended = 1;
+    }
+    if (ended && s->stage == WALK_EXECUTABLE)
         calls.call(ctx, CALL_FAILED_STRINGS);
+    if (ended && s->stage == WALK_CWD) {
+        s->stage = WALK_EXECUTABLE;
+        walk_executable(&s->walk, s->buffer, (void *)bpf_get_current_task_btf(), set->cap_path);
     }
     calls.call(ctx, CALL_FAILED_WALK);
     count(book->kinds[KIND_exec_failed].lost_call);

@@ -1,7 +1,8 @@
 // exit: the last thread of a process ended; it need not be the leader.
 //
-// Two threads that end at once can both see `live` at 0. Only one of them can take the process's identity away, so
-// that decides which one speaks. (The second argument, group_dead, would say it too, from 6.16 on.)
+// Two threads that end at once can both see `live` at 0. Newer kernels say as the hook's second argument which of them is the
+// last (group_dead; the loader asks BTF whether it is there). On older ones the first to claim the process's
+// identity speaks; one that finds no identity does not, unless it is alone: another thread took it.
 
 #define SIGNAL_GROUP_EXIT 4
 
@@ -9,8 +10,13 @@ PROGRAM(on_exit)
 {
     void *task = (void *)bpf_get_current_task_btf();
     void *signal = (void *)LOAD(task_struct, signal, task);
+#ifdef GROUP_DEAD
+    if (!(ctx->args[1] & 1))
+        return 0;
+#else
     if (LOAD(signal_struct, live, signal))
         return 0;
+#endif
 
     u32 ring = bpf_get_smp_processor_id(), zero = 0;
     struct books *book = books.lookup(&ring);
@@ -24,10 +30,16 @@ PROGRAM(on_exit)
     key_of(&key, leader);
     struct identity *self = identities.lookup(&key);
     if (self) {
-        copy = *self;
-        if (identities.delete(&key))
+        if (__sync_fetch_and_add(&self->ended, 1))
             return 0;
+        copy = *self;
+        identities.delete(&key);
     }
+#ifndef GROUP_DEAD
+    else if (LOAD(signal_struct, nr_threads, signal) > 1) {
+        return 0;
+    }
+#endif
     struct kind_books *kind = &book->kinds[KIND_exit];
     count(kind->attempted);
     if (!wanted(set, kind, KIND_exit, copy.flags))

@@ -17,6 +17,7 @@ struct identity_key {
 struct identity {
     u64 exec_id; // 0: unknown
     u64 flags;   // OURS, TEST; children inherit them
+    u64 ended;   // threads that spoke of its exit
 };
 
 BPF_F_TABLE("hash", struct identity_key, struct identity, identities, PROCESSES, BPF_F_NO_PREALLOC);

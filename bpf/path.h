@@ -6,9 +6,10 @@
 #define PATH_ROOM 65536
 #define NAME_ROOM 256
 #define MIDDLE (2 * PATH_ROOM + 2 * NAME_ROOM) // of a buffer: paths are walked back from here, strings read on
-#define TYPED_STEPS 16     // components that are walked by plain loads
+#define TYPED_STEPS 12     // components that are walked by plain loads
 #define SHORT_STEPS 4      // steps after them that the first program takes: crossing a mount or two, and the end
-#define WALK_STEPS 200     // steps of every further program; a tail call goes on
+#define WALK_STEPS 250     // steps of every further program; a tail call goes on
+#define WALK_CALLS 12      // of the kernel's 33 tail calls: paths of 3,000 components; the stream needs 16
 #define MNT_INTERNAL 0x4000
 #define TMPFS_MAGIC 0x01021994
 
@@ -20,6 +21,7 @@ struct walk {
     u32 floor;   // where it must not go on
     u32 of;      // its true length, stored or not
     u32 capped;  // what did not fit was only counted
+    u32 calls;   // tail calls taken for walks of this event
 };
 
 // Put a name before what is there; with a slash unless `bare`.
@@ -52,6 +54,7 @@ static __always_inline void walk_begin(struct walk *walk, char *buffer, u64 dent
     walk->vfsmount = vfsmount;
     walk->mount = vfsmount - OFFSET_mount__mnt;
     walk->root = root;
+#pragma unroll
     for (int i = 0; i < TYPED_STEPS; i++) {
         u64 parent = LOAD(dentry, d_parent, dentry);
         if (dentry == root || dentry == parent)
@@ -109,6 +112,7 @@ static __always_inline u8 below_root(void *path)
 {
     u64 dentry = READ(path, dentry, path);
     u64 vfsmount = READ(path, mnt, path);
+#pragma unroll
     for (int i = 0; i < 8; i++) {
         u64 mount = vfsmount - OFFSET_mount__mnt;
         if (dentry != READ(vfsmount, mnt_root, vfsmount))

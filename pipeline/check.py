@@ -63,7 +63,7 @@ def look(config: Config) -> list[Finding]:
         findings += surfaces(config)
     else:
         findings.append(Finding("events", "fail", "not tried", "mend the above first"))
-    findings += [memory(config.ring.size, len(cpus())), *targets(config)]
+    findings += [memory(config.ring.size, len(cpus("present"))), *targets(config)]
     findings += hierarchy(config, cgroup_known())
     return findings
 

@@ -6,10 +6,10 @@ checkpoint's memory. `detach` removes every pin, link and map of ours.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -41,6 +41,8 @@ from pipeline.schema import by_name
 
 __all__ = ["Attachment", "attach", "detach", "is_attached", "ourselves", "probe"]
 
+PINS: Final = ("link_*", "program_*", "ring_*", "map_*")
+"""What the loader calls its pins; links first, so that no program runs without its maps' names."""
 BPFFS: Final = Path("/sys/fs/bpf")
 
 
@@ -70,9 +72,13 @@ def is_attached(config: Config) -> bool:
 
 def detach(config: Config) -> bool:
     """Remove every pin of ours, and with the last of them programs, links and maps. False: there was none."""
-    there = config.pins.exists()
+    ours = [path for pattern in PINS for path in config.pins.glob(pattern)]
+    there = (config.pins / "map_books") in ours
+    for path in ours if there else ():
+        path.unlink()
     if there:
-        shutil.rmtree(config.pins)
+        with contextlib.suppress(OSError):  # something of somebody else's is in it
+            config.pins.rmdir()
     for name in (FILE, PROC_FILE):
         (config.state / name).unlink(missing_ok=True)
     return there
@@ -165,7 +171,7 @@ class Attachment:
 
     def know(self, process: Identity) -> None:
         """From now on this process's own events are not reported (I8)."""
-        bpf.update(self._identities, process.key, IDENTITY.pack(0, OURS))
+        bpf.update(self._identities, process.key, IDENTITY.pack(0, OURS, 0))
 
     def remove_links(self) -> None:
         """Let no event come in any more; what is in the rings stays there."""

@@ -57,6 +57,14 @@ class Btf:
         entry = self._structs.get(struct)
         return int(entry["size"]) if entry else None
 
+    def arguments(self, tracepoint: str) -> int:
+        """How many arguments a raw tracepoint gives its programs; 0: there is no such tracepoint."""
+        name = f"btf_trace_{tracepoint}"
+        hook = next((t for t in self._types.values() if t["kind"] == "TYPEDEF" and t["name"] == name), None)
+        pointer = self._resolve(hook["type_id"]) if hook else None
+        function = self._resolve(pointer["type_id"]) if pointer else None
+        return len(function["params"]) - 1 if function else 0  # the first is the kernel's own
+
     def _resolve(self, type_id: int) -> dict[str, Any] | None:
         entry = self._types.get(type_id)
         while entry and entry["kind"] in MODIFIERS:

@@ -58,6 +58,7 @@ class Compiled:
             f"-DPROCESSES={processes}",
             f"-DARGUMENTS={arguments}",
             *(f"-DWITH_{name}" for name in optional),
+            *(["-DGROUP_DEAD"] if kernel.arguments("sched_process_exit") > 1 else []),
         ]
         with self._quiet():
             try:

@@ -6,7 +6,7 @@ import os
 import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -17,8 +17,7 @@ from pipeline.schema import KINDS, by_name
 __all__ = [
     "AREA_SIZE",
     "BOOKS",
-    "CPUS_PRESENT",
-    "FILTERED",
+        "FILTERED",
     "IDENTITY",
     "IDENTITY_KEY",
     "LOST",
@@ -74,7 +73,7 @@ FILTERED: Final = {
 
 AREA_SIZE: Final = 512 * 1024
 """Bytes of the pinned checkpoint (sinks/checkpoint.py)."""
-CPUS_PRESENT: Final = Path("/sys/devices/system/cpu/present")
+CPUS: Final = Path("/sys/devices/system/cpu")
 
 OURS: Final = 1
 TEST: Final = 2
@@ -82,8 +81,8 @@ TICK: Final = 10_000_000
 """ns: starts of processes are compared in ticks, which is what /proc shows."""
 IDENTITY_KEY: Final = struct.Struct("=QQ")
 """start in ticks, pid."""
-IDENTITY: Final = struct.Struct("=QQ")
-"""exec id (0: unknown), flags."""
+IDENTITY: Final = struct.Struct("=QQQ")
+"""exec id (0: unknown), flags, 0."""
 _SETTINGS: Final = struct.Struct("=QIIIIIIII")
 
 
@@ -111,10 +110,10 @@ def start_ticks(pid: int) -> int:
     return int(text[text.rindex(")") + 2 :].split()[19])
 
 
-def cpus() -> list[int]:
-    """The CPUs that are present: each gets a ring."""
+def cpus(which: Literal["present", "possible"]) -> list[int]:
+    """Numbers of the CPUs that are present (each gets a ring), or that could ever be plugged in."""
     found: list[int] = []
-    for part in CPUS_PRESENT.read_text().strip().split(","):
+    for part in (CPUS / which).read_text().strip().split(","):
         first, _, last = part.partition("-")
         found += range(int(first), int(last or first) + 1)
     return found

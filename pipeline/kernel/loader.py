@@ -33,6 +33,7 @@ from pipeline.kernel.layout import (
     TEST,
     Identity,
     books_view,
+    cgroup_known,
     cpus,
     settings,
     start_ticks,
@@ -55,10 +56,12 @@ class Loader:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.kinds = wanted(config)
-        self.cpus = cpus()
-        self.entries = max(self.cpus) + 1
+        self.cpus = cpus("present")
+        self.entries = max(cpus("possible")) + 1
         if self.entries >= MAX_RINGS:
             raise UserError(f"this host has CPU {self.entries - 1}; promissory knows CPUs up to {MAX_RINGS - 2}")
+        if config.kernel.cgroups and not cgroup_known():
+            raise UserError("kernel.cgroups needs version-2 cgroups, which this host does not use; leave the key empty")
         config.state.mkdir(parents=True, exist_ok=True)
         processes = min(int(Path("/proc/sys/kernel/pid_max").read_text()), 1 << 20)
         self.compiled = Compiled(
@@ -78,10 +81,8 @@ class Loader:
         hooks = self.hooks()
         missing = [kind for kind in self.kinds if not any(h.event == kind and h.works for h in hooks)]
         if missing:
-            answers = "; ".join(f"{h.event}: {h.answer}" for h in hooks if h.event in missing)
-            raise UserError(
-                f"this host cannot give {', '.join(missing)} ({answers}); leave it out of --events; see `promissory check`"
-            )
+            answers = "; ".join(_answer(kind, hooks, self.config.surface) for kind in missing)
+            raise UserError(f"{answers}; leave it out of --events, or name another --surface; see `promissory check`")
         count = self._processes()
         manifest = Manifest(
             boot_id=boot_id(),
@@ -194,9 +195,9 @@ class Loader:
         """What this process causes is a self-test, what the pipeline causes is its own: neither is reported."""
         identities = self.compiled.map("identities")
         ours = Identity(os.getpid(), start_ticks(os.getpid()))
-        bpf.update(identities, ours.key, IDENTITY.pack(0, TEST))
+        bpf.update(identities, ours.key, IDENTITY.pack(0, TEST, 0))
         if pipeline:
-            bpf.update(identities, pipeline.key, IDENTITY.pack(0, OURS))
+            bpf.update(identities, pipeline.key, IDENTITY.pack(0, OURS, 0))
 
     def _processes(self) -> int:
         """The first look at /proc, into a file of chunks; returns how many events."""
@@ -225,6 +226,12 @@ class Loader:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+
+def _answer(kind: str, hooks: list[Hook], surface: str) -> str:
+    """Why this host cannot give a kind of event."""
+    tried = [f"{hook.surface} {hook.answer}" for hook in hooks if hook.event == kind]
+    return f"this host cannot give {kind} ({', '.join(tried) or f'it has no surface {surface}'})"
 
 
 def main() -> int:

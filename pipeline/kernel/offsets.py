@@ -1,8 +1,7 @@
 """Check the compiled programs against BTF: every read of a kernel struct, where it really reads.
 
-READ (bpf/read.h) puts a tag into a register just before the helper is called. Here the instructions are followed in
-a straight line: at each bpf_probe_read_kernel after a tag, the offset added to the source pointer and the size must
-be those of the tagged field. LOAD puts its tag right before the load, which has both. What was compiled is what is checked, so no mistake of the generator, a macro or the
+READ (bpf/read.h) puts a tag into a register just before the helper is called. Here the instructions are followed from
+each tag to the call: the offset added to the source pointer and the size must be those of the tagged field. LOAD puts its tag right before the load, which has both. What was compiled is what is checked, so no mistake of the generator, a macro or the
 compiler can read the wrong field in silence. A read without a tag is of our own memory, or a string.
 """
 
@@ -18,7 +17,11 @@ from pipeline.kernel.source import FIELD_TAG, LOADED, Use
 __all__ = ["Read", "check", "reads"]
 
 PROBE_READ_KERNEL: Final = 113
-MOV64_IMM, MOV64_REG, ADD64_IMM, CALL = 0xB7, 0xBF, 0x07, 0x85
+MOV64_IMM, MOV64_REG, ADD64_IMM, CALL, JUMP = 0xB7, 0xBF, 0x07, 0x85, 0x05
+MOST_STEPS: Final = 64
+"""Instructions between a tag and its call."""
+Instruction = tuple[int, int, int, int]
+"""opcode, registers, offset, constant"""
 LOAD_IMM64 = 0x18
 LOADS: Final = {0x71: 1, 0x69: 2, 0x61: 4, 0x79: 8}
 """Opcode of a load → bytes."""
@@ -29,39 +32,48 @@ Read = tuple[int, int, int]
 
 
 def reads(code: bytes) -> Iterator[Read]:
-    """The tagged reads of a program, in order of its instructions."""
-    offset: dict[int, int] = {}  # register → what was added to it since the tag
+    """The tagged reads of a program; -1 for what could not be followed."""
+    instructions = list(INSTRUCTION.iter_unpack(code))
+    wide = False
+    for at, (opcode, _, _, imm) in enumerate(instructions):
+        if wide:  # the second half of a 64-bit constant
+            wide = False
+            continue
+        wide = opcode == LOAD_IMM64
+        if opcode == MOV64_IMM and FIELD_TAG <= imm < FIELD_TAG + 2 * LOADED:
+            if imm & LOADED:
+                load, _, distance, _ = instructions[at + 1]
+                yield imm & ~LOADED, distance, LOADS.get(load, -1)
+            else:
+                yield (imm, *_call(instructions, at + 1))
+
+
+def _call(instructions: list[Instruction], at: int) -> tuple[int, int]:
+    """(offset, bytes) of the call that comes next; compilers let equal ends of blocks share one call, behind a jump."""
+    added: dict[int, int] = {}  # register → what was added to it since the tag
     number: dict[int, int] = {}  # register → constant
-    tag = 0
-    skip = False
-    for opcode, registers, distance, imm in INSTRUCTION.iter_unpack(code):
-        if skip:
-            skip = False
-            continue
+    for _ in range(MOST_STEPS):
+        opcode, registers, distance, imm = instructions[at]
         target, source = registers & 15, registers >> 4
-        if tag & LOADED:
-            yield tag & ~LOADED, distance, LOADS.get(opcode, -1)
-            tag = 0
-            continue
-        if opcode == MOV64_IMM:
+        at += 1
+        if opcode == CALL:
+            return (added.get(3, 0), number.get(2, -1)) if imm == PROBE_READ_KERNEL else (-1, -1)
+        if opcode == JUMP:
+            at += distance
+        elif opcode == MOV64_IMM:
             number[target] = imm
-            if FIELD_TAG <= imm < FIELD_TAG + 0x10000:
-                if tag:  # the read that the last tag announced was not found
-                    yield tag, -1, -1
-                tag = imm
-                offset.clear()
         elif opcode == MOV64_REG:
-            offset[target] = offset.get(source, 0)
+            added[target] = added.get(source, 0)
             number.pop(target, None)
         elif opcode == ADD64_IMM:
-            offset[target] = offset.get(target, 0) + imm
-        elif opcode == CALL and imm == PROBE_READ_KERNEL and tag:
-            yield tag, offset.get(3, 0), number.get(2, -1)
-            tag = 0
-        elif opcode & 7 in (0, 1, 4, 7) and opcode != CALL:  # loads and arithmetic: a new unknown
-            offset.pop(target, None)
+            added[target] = added.get(target, 0) + imm
+        elif opcode & 7 in (5, 6):  # a condition: the call is not sure to come
+            return -1, -1
+        elif opcode & 7 in (0, 1, 4, 7):  # loads and arithmetic: a new unknown
+            added.pop(target, None)
             number.pop(target, None)
-            skip = opcode == LOAD_IMM64
+            at += opcode == LOAD_IMM64
+    return -1, -1
 
 
 def check(programs: Iterable[tuple[str, bytes]], uses: Iterable[Use]) -> int:

@@ -86,7 +86,7 @@ def _give(identities: int, process: Identity, exec_id: int) -> bool:
 
     The hook at exit takes it out again. Should that have run already, nobody would: then it is taken out here.
     """
-    if not bpf.update(identities, process.key, IDENTITY.pack(exec_id, 0), bpf.NOEXIST):
+    if not bpf.update(identities, process.key, IDENTITY.pack(exec_id, 0, 0), bpf.NOEXIST):
         return False
     return _living_thread(process.pid) is not None or not bpf.delete(identities, process.key)
 
