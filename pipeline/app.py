@@ -8,12 +8,8 @@ link, the end cascades, and `run` is over when the sink has made the last batch 
 
 from __future__ import annotations
 
-import fcntl
-import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import trio
@@ -24,16 +20,15 @@ from pipeline.clock import Clock
 from pipeline.columns import Columns
 from pipeline.config import Config
 from pipeline.console import View
-from pipeline.errors import UserError
 from pipeline.event import Batch, Encoded, Ints
-from pipeline.kernel.attachment import Attachment, attach, detach, is_attached, ourselves
-from pipeline.kernel.layout import wanted
+from pipeline.kernel.attachment import Attachment, ourselves
 from pipeline.kernel.manifest import Manifest
 from pipeline.ledger import Statement, zeros
 from pipeline.live_answers import LiveAnswers
 from pipeline.redact import Redaction
 from pipeline.sinks.checkpoint import BookKeeper
 
+from pipeline.sinks.jsonlines import JsonLines
 from pipeline.sinks.kafka import KafkaSink
 from pipeline.sinks.log import LogSink
 from pipeline.sinks.outbox import Outbox
@@ -47,82 +42,16 @@ from pipeline.stages.filter import Filter, Judge
 from pipeline.stages.merge import Merge
 from pipeline.stages.stage import Countable, Link, Stage
 from pipeline.store import LOG, OUTBOX, Store
-from pipeline.tables import console, print_ledger
+from pipeline.tables import console
 
-__all__ = ["Pipeline", "run", "statement"]
+__all__ = ["Pipeline", "Say"]
 
 T = TypeVar("T", bound=Countable)
+SETTLE: Final = 0.05
+"""Seconds that programs may still run for after their links are gone."""
 Say: TypeAlias = Callable[[str], None]
 DEADLINE: Final = 60.0
 """Seconds that a pipeline may take to end after the first signal. What is not safe by then stays in the rings."""
-
-
-def statement(state: Path, pins: Path) -> dict[str, Any]:
-    """The ledger of a state folder; see books.py."""
-    return books.of_state(state, pins)
-
-
-async def run(config: Config, *, say: Say) -> int:
-    """Run until the duration is over or a signal comes; print the ledger; return the exit status."""
-    judge = Judge(config.filter, say) if config.filter else None
-    target = place.parse(config.to) if config.to else place.Folder(config.state)
-    config.state.mkdir(parents=True, exist_ok=True)
-    with _alone(config.state):
-        manifest, ours = await _attached(config, say)
-        try:
-            pipeline = Pipeline(config, target, manifest, judge, say)
-            await pipeline.open()
-        except BaseException:
-            if ours:  # nothing half-attached is left behind
-                detach(config)
-            raise
-        try:
-            finished = await pipeline.run(detaching=ours)
-        except* BrokenPipeError:
-            if ours:  # nobody reads standard output any more
-                books.close(manifest)
-                detach(config)
-            raise
-        if ours and finished:
-            plain = books.close(manifest)
-            detach(config)
-        else:
-            plain = books.of_state(config.state, config.pins)
-        print_ledger(console(beside=config.to == "-"), plain, rings=not config.quiet)
-        if not finished:
-            say("ended before everything was safe: probes stay attached, the next run goes on where this one stopped")
-        return 0 if finished and plain["balanced"] else 1
-
-
-async def _attached(config: Config, say: Say) -> tuple[Manifest, bool]:
-    """What is attached, and whether that was done just now and for this run alone."""
-    manifest = Manifest.read(config.state)
-    if manifest is None:
-        if is_attached(config):
-            raise UserError(
-                f"probes are attached for another state folder (pins in {config.pins}): "
-                "name it with --state, or remove them with `promissory detach`"
-            )
-        say("attaching …")
-        return await trio.to_thread.run_sync(attach, config, ourselves()), True
-    if manifest.kinds != wanted(config):
-        say(f"taking up what is attached: {', '.join(manifest.kinds)}; to change it: promissory detach")
-    return manifest, False
-
-
-@contextmanager
-def _alone(state: Path) -> Iterator[None]:
-    """Only one pipeline may run over a state folder."""
-    try:
-        file = (state / "lock").open("w")
-    except OSError as error:
-        raise UserError(f"{state}: {error.strerror}; name a folder that can be written with --state") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another `promissory run` works over {state}; stop it, or use another --state") from None
-        yield
 
 
 class Pipeline:
@@ -134,13 +63,11 @@ class Pipeline:
         self._config, self._manifest, self._say = config, manifest, say
         self._attachment = Attachment(manifest)
         self._attachment.know(ourselves())
-        self._store = Store(
-            config.state / OUTBOX if isinstance(target, place.Kafka) else _log_path(target, config),
-            manifest.id,
-            limit=config.outbox.limit if isinstance(target, place.Kafka) else config.log.limit,
-            warn=say,
-        )
-        restored = books.stored_books(self._attachment, self._store)
+        self._store = _store(config, target, manifest, say)
+        # What an earlier run of this attachment left in other places counts on.
+        parked = [store for store in books.stores(manifest) if store.path != self._store.path]
+        self._parked = [store for store in parked if store.path.name == OUTBOX]
+        restored = books.stored_books(self._attachment, self._store, *parked)
         self._rings = self._attachment.rings(restored)
         self._keeper = BookKeeper(
             restored,
@@ -160,20 +87,16 @@ class Pipeline:
     def _make_sink(self, target: place.Place) -> Sink:
         config = self._config
         if isinstance(target, place.Kafka):
-            self._outbox: Outbox | None = Outbox(self._store, self._keeper, self._say)
             return KafkaSink(
                 target,
-                self._outbox,
+                Outbox(self._store, self._keeper, self._say),
                 self._keeper,
                 self._say,
                 properties=config.kafka,
                 partitions=config.topic.partitions,
                 largest=config.topic.max_record,
             )
-        self._outbox = None
         if isinstance(target, place.Stdout):
-            from pipeline.sinks.jsonlines import JsonLines
-
             return JsonLines(self._keeper)
         return LogSink(self._store, self._keeper, self._say)
 
@@ -251,13 +174,8 @@ class Pipeline:
             self._keeper.books,
             self._keeper.tally(),
             self._holders,
-            in_outbox=self._sink.in_outbox(),
-            settled=self._outbox.settled if self._outbox else None,
+            [self._sink, *self._parked],
         )
-
-
-SETTLE: Final = 0.05
-"""Seconds that programs may still run for after their links are gone."""
 
 
 class Tap(Generic[T]):
@@ -280,7 +198,9 @@ class Tap(Generic[T]):
         return zeros()
 
 
-def _log_path(target: place.Place, config: Config) -> Path:
+def _store(config: Config, target: place.Place, manifest: Manifest, say: Say) -> Store:
+    """The file behind the sink: the outbox of a broker, or the local log."""
+    if isinstance(target, place.Kafka):
+        return Store(config.state / OUTBOX, manifest.id, limit=config.outbox.limit, warn=say)
     folder = target.path if isinstance(target, place.Folder) else config.state
-    os.makedirs(folder, exist_ok=True)
-    return folder / LOG
+    return Store(folder / LOG, manifest.id, limit=config.log.limit, warn=say)

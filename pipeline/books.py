@@ -25,7 +25,7 @@ from pipeline.ledger import Books, Statement, Tally, add, zeros
 from pipeline.sinks.checkpoint import restore
 from pipeline.store import LOG, OUTBOX, Outcome, Store
 
-__all__ = ["Holder", "answer", "ask", "close", "compute", "leave", "of_state", "stored_books"]
+__all__ = ["Holder", "Parked", "answer", "close", "compute", "of_state", "stored_books", "stores"]
 
 SOCKET: Final = "control.sock"
 FILE: Final = "ledger.json"
@@ -39,31 +39,42 @@ class Holder(Protocol):
         ...
 
 
+class Parked(Protocol):
+    """Where events wait after the books let them go: an outbox, by its sink or by its file."""
+
+    def in_outbox(self) -> Ints:
+        """Events per kind that wait there."""
+        ...
+
+    def settled(self) -> Outcome:
+        """What became of those that left."""
+        ...
+
+
 def compute(
     attachment: Attachment,
     rings: Mapping[int, Ring],
     books: Books,
     tally: Tally,
     holders: Iterable[Holder] = (),
-    in_outbox: Ints | None = None,
-    settled: Outcome | None = None,
+    parked: Iterable[Parked] = (),
 ) -> Statement:
     """One look at all terms. The kernel's counters are read first and last: what comes in meanwhile lies between."""
     kernel = attachment.look(rings)
+    parked = list(parked)
+    outcomes = [each.settled() for each in parked]
     reasons: Tally = {}
-    for part in (kernel.tally, tally, settled.lost if settled else {}):
+    for part in (kernel.tally, tally, *(outcome.lost for outcome in outcomes)):
         add(reasons, part)
-    acknowledged = books.acknowledged + (settled.acknowledged if settled else zeros())
-    in_flight = sum((holder.held() for holder in holders), kernel.unread)
-    outbox = zeros() if in_outbox is None else in_outbox
     after = attachment.chunks_attempted()
     return Statement(
         attempted=kernel.attempted,
         attempted_after=attachment.attempted(),
-        acknowledged=acknowledged,
+        acknowledged=sum((outcome.acknowledged for outcome in outcomes), books.acknowledged),
         tally=reasons,
-        in_outbox=outbox,
-        in_flight=in_flight,
+        in_outbox=sum((each.in_outbox() for each in parked), zeros()),
+        in_flight=sum((holder.held() for holder in holders), kernel.unread),
+        troubles=attachment.troubles(),
         rings={
             ring: {
                 "chunks_attempted": chunks,
@@ -79,14 +90,20 @@ def compute(
     )
 
 
+def stores(manifest: Manifest) -> list[Store]:
+    """The stores of the attachment's state folder, as far as there are any."""
+    state = Path(manifest.state)
+    return [Store(state / name, manifest.id, make=False) for name in (LOG, OUTBOX) if (state / name).exists()]
+
+
 def stored_books(attachment: Attachment, *stores: Store) -> Books:
     """The newest books of an attachment: in its pinned memory, or stored with its rows."""
     return restore(attachment.area, [store.books() for store in stores])
 
 
-def of_state(state: Path, pins: Path) -> dict[str, Any]:
+def of_state(state: Path) -> dict[str, Any]:
     """The statement of a state folder, from wherever it can be had; UserError if nothing ever ran there."""
-    return ask(state) or _left_behind(state, pins) or _last(state)
+    return ask(state) or _left_behind(state) or _last(state)
 
 
 def leave(state: Path, plain: Mapping[str, Any]) -> None:
@@ -152,7 +169,7 @@ def _address(path: Path) -> str:
 # ---- what is left
 
 
-def _left_behind(state: Path, pins: Path) -> dict[str, Any] | None:
+def _left_behind(state: Path) -> dict[str, Any] | None:
     manifest = Manifest.read(state)
     if manifest is None:
         return None
@@ -160,28 +177,18 @@ def _left_behind(state: Path, pins: Path) -> dict[str, Any] | None:
 
 
 def _offline(manifest: Manifest, unread_is_lost: bool = False) -> Statement:
-    state = Path(manifest.state)
     attachment = Attachment(manifest)
-    stores = [
-        Store(state / name, manifest.id, make=False) for name in (LOG, OUTBOX) if (state / name).exists()
-    ]
-    books = stored_books(attachment, *stores)
+    found = stores(manifest)
+    books = stored_books(attachment, *found)
     rings = attachment.rings(books)
     tally = books.tally
     if unread_is_lost:
         for ring in rings.values():
-            while found := ring.read():
-                add(tally, {("lost", "ring", "detached"): Pass((found,), 0, 0).counts})
-    outbox = [store for store in stores if store.path.name == OUTBOX]
-    statement = compute(
-        attachment,
-        rings,
-        books,
-        tally,
-        in_outbox=outbox[0].counts() if outbox else None,
-        settled=outbox[0].settled() if outbox else None,
-    )
-    for store in stores:
+            while rest := ring.read():
+                add(tally, {("lost", "ring", "detached"): Pass((rest,), 0, 0).counts})
+    outboxes = [store for store in found if store.path.name == OUTBOX]
+    statement = compute(attachment, rings, books, tally, parked=outboxes)
+    for store in found:
         store.close()
     return statement
 

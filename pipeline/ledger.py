@@ -139,6 +139,8 @@ class Statement:
     in_flight: Ints
     rings: Mapping[int, Mapping[str, int]]
     """Ring → chunks_attempted, chunks_attempted_after, chunks_read, gaps, drops, unread, …"""
+    troubles: Mapping[str, int] = field(default_factory=dict)
+    """Counters of the kernel that should stay 0."""
 
     def term(self, name: str) -> Ints:
         """Events per kind of filtered or lost."""
@@ -173,6 +175,7 @@ class Statement:
             "rings": {str(ring): dict(values) for ring, values in sorted(self.rings.items())},
             "losses": self._reasons("lost", kinds),
             "filters": self._reasons("filtered", kinds),
+            "troubles": dict(self.troubles),
         }
 
     def _reasons(self, name: str, kinds: Mapping[int, str]) -> list[dict[str, Any]]:

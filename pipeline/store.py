@@ -235,6 +235,10 @@ class Store:
         rows = self._db.execute("SELECT counts FROM batch WHERE attachment = ?", (self.attachment,))
         return sum((_counts(blob) for (blob,) in rows), zeros())
 
+    def in_outbox(self) -> Ints:
+        """For an outbox that no sink works over: what waits in it."""
+        return self.counts()
+
     def settled(self) -> Outcome:
         """What became of the events of this attachment that left."""
         found = Outcome(zeros())

@@ -174,9 +174,9 @@ def run(
     need_folder(settings.state)
     import trio
 
-    from pipeline.app import run as run_app
+    from pipeline.session import run as run_session
 
-    raise typer.Exit(trio.run(partial(run_app, settings, say=say)))
+    raise typer.Exit(trio.run(partial(run_session, settings, say=say)))
 
 
 @app.command()
@@ -248,10 +248,10 @@ def ledger(state: State = None, config: File = None, as_json: Json = False) -> N
     Can be read while `run` is live and after it ended. The exit status is 0 if they balance.
     """
     settings = configure(config, state=state)
-    from pipeline.app import statement
+    from pipeline.books import of_state
     from pipeline.tables import console, print_ledger
 
-    books = statement(settings.state, settings.pins)
+    books = of_state(settings.state)
     if as_json:
         print(json.dumps(books, indent=2))
     else:
@@ -265,7 +265,7 @@ def attach(state: State = None, config: File = None, events: Events = None, surf
     settings = configure(config, state=state, events=events, surface=surface)
     need_root("attach")
     need_folder(settings.state)
-    from pipeline.kernel.attachment import attach as attach_probes
+    from pipeline.session import attach as attach_probes
 
     manifest = attach_probes(settings)
     print(f"attached: {', '.join(f'{event} ({name})' for event, name in manifest.surfaces.items())}")
@@ -276,9 +276,9 @@ def detach(state: State = None, config: File = None) -> None:
     """Remove every pin, link and map of ours from the kernel."""
     settings = configure(config, state=state)
     need_root("detach")
-    from pipeline.kernel.attachment import detach as detach_probes
+    from pipeline.session import detach as detach_probes
 
-    print("detached" if detach_probes(settings) else f"nothing was attached in {settings.pins}")
+    print("detached" if detach_probes(settings, say) else f"nothing was attached in {settings.pins}")
 
 
 @schemas.command("list")

@@ -155,7 +155,8 @@ class Merge:
         self._gaps = tuple(compress(gaps, behind))
         first = np.array([s.position for s in slices], np.int64) - (going.cumsum() - going) * STRIDE
         # Word by word, from memory that was just written: all checks are then on small arrays.
-        length, sequence, ids, stamp, of, tail = chunks.view("<i8").reshape(-1, STRIDE // 8)[:, :WORDS].T.copy()
+        words = chunks.view("<i8").reshape(-1, STRIDE // 8)[:, :WORDS]
+        length, sequence, ids, stamp, of, tail = words.T.copy()
         return Merged(
             chunks=chunks,
             ring=ring,

@@ -1,0 +1,126 @@
+"""One `promissory run` from beginning to end: what is attached, who else runs, the pipeline, the last statement.
+
+A run that found nothing attached attaches, and detaches at a clean end; one that found probes attached takes up where
+the last one stopped, and leaves them attached.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from pipeline import books, place
+from pipeline.app import Pipeline, Say
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.kernel import attachment
+from pipeline.kernel.layout import wanted
+from pipeline.kernel.manifest import Manifest
+from pipeline.stages.filter import Judge
+from pipeline.tables import console, print_ledger, summary
+
+__all__ = ["attach", "detach", "run"]
+
+
+async def run(config: Config, *, say: Say) -> int:
+    """Run until the duration is over or a signal comes; print the ledger; return the exit status."""
+    judge = Judge(config.filter, say) if config.filter else None
+    target = place.parse(config.to) if config.to else place.Folder(config.state)
+    with _alone(config.state):
+        manifest, ours = await _attached(config, say)
+        try:
+            pipeline = Pipeline(config, target, manifest, judge, say)
+            await pipeline.open()
+        except BaseException:
+            if ours:  # nothing half-attached is left behind
+                _remove(config, manifest)
+            raise
+        try:
+            finished = await pipeline.run(detaching=ours)
+        except* BrokenPipeError:
+            if ours:  # nobody reads standard output any more
+                _remove(config, manifest)
+            raise
+        plain = _remove(config, manifest) if ours and finished else books.of_state(config.state)
+    _tell(config, plain, say)
+    if not finished:
+        say("ended before everything was safe: probes stay attached, the next run goes on where this one stopped")
+    return 0 if finished and plain["balanced"] else 1
+
+
+def attach(config: Config) -> Manifest:
+    """Attach probes that stay."""
+    with _alone(config.state):
+        return attachment.attach(config)
+
+
+def detach(config: Config, say: Say) -> bool:
+    """Remove every pin of ours; what nobody took from the rings is booked as lost. False: nothing was attached."""
+    with _alone(config.state):
+        manifest = Manifest.read(config.state)
+        if manifest is None:
+            return attachment.detach(config)
+        plain = _remove(config, manifest)
+    unread = sum(row["count"] for row in plain["losses"] if row["reason"] == "detached")
+    if unread:
+        say(f"{unread:,} events were still in the rings and are lost; `promissory run` before `detach` takes them")
+    return True
+
+
+def _remove(config: Config, manifest: Manifest) -> dict[str, Any]:
+    """Close the books and detach; returns the last statement."""
+    try:
+        return books.close(manifest)
+    finally:
+        attachment.detach(config)
+
+
+async def _attached(config: Config, say: Say) -> tuple[Manifest, bool]:
+    """What is attached, and whether that was done just now and for this run alone."""
+    manifest = Manifest.read(config.state)
+    if manifest is None:
+        if attachment.is_attached(config):
+            raise UserError(
+                f"probes are attached for another state folder (pins in {config.pins}): "
+                "name it with --state, or remove them with `promissory detach`"
+            )
+        say("attaching …")
+        return await trio.to_thread.run_sync(attachment.attach, config, attachment.ourselves()), True
+    if manifest.kinds != wanted(config):
+        say(f"taking up what is attached: {', '.join(manifest.kinds)}; to change it: promissory detach")
+    return manifest, False
+
+
+def _tell(config: Config, plain: dict[str, Any], say: Say) -> None:
+    """The last statement, and counters that should have stayed 0."""
+    out = console(beside=config.to == "-")
+    if config.quiet:
+        out.print(summary(plain))
+    else:
+        print_ledger(out, plain, rings=True)
+    for what, count in plain["troubles"].items():
+        if count:
+            say(f"the kernel counted {what.replace('_', ' ')}: {count:,}; see docs/operating.md")
+
+
+@contextmanager
+def _alone(state: Path) -> Iterator[None]:
+    """Only one command may work over a state folder. What is made there holds command lines: for its owner alone."""
+    os.umask(0o077)
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        file = (state / "lock").open("w")
+    except OSError as error:
+        raise UserError(f"{state}: {error.strerror}; name a folder that can be written with --state") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another `promissory run` works over {state}; stop it, or use another --state") from None
+        yield
