@@ -230,4 +230,5 @@ class Model:
                 ]
                 for part in range(1, last + 1)
             )
-        self.left.append(Left(head.id, head.time, event.flags | head.flags, data, state, self._missing(event)))
+        flags = event.flags | head.flags
+        self.left.append(Left(head.id, head.time, flags, data, state, self._missing(event)))

@@ -1,4 +1,4 @@
-"""Merge: one stream in order of kernel time up to the watermark, and no header believed that makes no sense."""
+"""Merge: one stream in order of kernel time up to the watermark; what makes no sense is not believed."""
 
 from __future__ import annotations
 
@@ -95,7 +95,14 @@ def test_gaps_wait_for_the_chunk_after_them() -> None:
     assert second.gaps == (Gap(0, 2, 4, 0, 0, STRIDE),)
 
 
-HEAD = {"sequence": 5, "id": event_id(2, 5), "time": 10, "parts": 1, "kind": EXEC.number, "length": STRIDE - 8}
+HEAD = {
+    "sequence": 5,
+    "id": event_id(2, 5),
+    "time": 10,
+    "parts": 1,
+    "kind": EXEC.number,
+    "length": STRIDE - 8,
+}
 PART = HEAD | {"id": event_id(9, 77), "part": 1, "parts": 3, "size": PAYLOAD}
 
 
@@ -140,7 +147,9 @@ def test_headers_are_checked(base: dict[str, int], change: dict[str, int], sound
     rings=st.lists(st.lists(st.integers(0, 400), max_size=12), min_size=1, max_size=5),
     watermarks=st.lists(st.integers(0, 500), min_size=1, max_size=5),
 )
-def test_nothing_is_lost_doubled_or_out_of_its_rings_order(rings: list[list[int]], watermarks: list[int]) -> None:
+def test_nothing_is_lost_doubled_or_out_of_its_rings_order(
+    rings: list[list[int]], watermarks: list[int]
+) -> None:
     logs = [timed(n, times) for n, times in enumerate(rings)]
     for log in logs:
         log.chunks.extend(event(EXEC.number, event_id(log.number, log.sequence)).reshape(-1, 1))
