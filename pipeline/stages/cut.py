@@ -24,7 +24,8 @@ class Cut:
     def __init__(self, boundary: Mapping[int, int], number: int) -> None:
         self._expected = dict(boundary)
         self._number = number
-        self._gaps: dict[int, deque[Gap]] = {}
+        self._gaps: dict[tuple[int, bool], deque[Gap]] = {}
+        """(ring, filled) → in order; those that are not filled ascend in their numbers too."""
         self._next = Passage(0, {})
 
     @property
@@ -35,15 +36,16 @@ class Cut:
     def look(self, gaps: tuple[Gap, ...]) -> None:
         """Gaps that lie ahead of the cut."""
         for gap in gaps:
-            self._gaps.setdefault(gap.ring, deque()).append(gap)
+            self._gaps.setdefault((gap.ring, gap.filled), deque()).append(gap)
 
     def gaps_after(self, ring: int, sequence: int, enough: int) -> bool:
         """Does this ring miss so many numbers after this one, ahead of the cut?"""
-        missing = 0
-        for gap in self._gaps.get(ring, ()):
-            if gap.last > sequence:
-                missing += -1 if gap.filled else gap.last - max(gap.first - 1, sequence)
-        return missing >= enough
+        enough += sum(gap.first > sequence for gap in self._gaps.get((ring, True), ()))
+        for gap in reversed(self._gaps.get((ring, False), ())):
+            enough -= max(0, gap.last - max(gap.first - 1, sequence))
+            if enough <= 0 or gap.first <= sequence:
+                break
+        return enough <= 0
 
     def move(self, window: Window, end: int) -> None:
         """Take the cut over the window's chunks of lower rank than `end`."""
@@ -77,9 +79,10 @@ class Cut:
         expected = self._expected[ring] = max(self._expected.get(ring, 0), expected)
         self._next.positions[ring] = position, expected
         self._count(ring, "read", read)
-        gaps = self._gaps.get(ring)
-        while gaps and gaps[0].position < position:
-            self._next.gaps += (gaps.popleft(),)
+        for filled in (False, True):
+            gaps = self._gaps.get((ring, filled))
+            while gaps and gaps[0].position < position:
+                self._next.gaps += (gaps.popleft(),)
 
     def _book(self, window: Window, end: int) -> None:
         m = window.merged
