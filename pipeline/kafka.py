@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
-from confluent_kafka import KafkaError, KafkaException, Producer
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
 from pipeline.errors import UserError
 from pipeline.place import Kafka
@@ -25,6 +25,7 @@ __all__ = [
     "clear",
     "ensure",
     "explain",
+    "is_committed",
     "present",
     "producer",
     "settings",
@@ -191,6 +192,20 @@ def ensure(place: Kafka, properties: Mapping[str, Any], *, partitions: int, larg
                 raise _no_topic(place, name, partitions, config, exception.args[0]) from None
     limits = _limits(client, topics.values())
     return {family: limits[name] for family, name in topics.items()}
+
+
+def is_committed(place: Kafka, properties: Mapping[str, Any]) -> bool:
+    """Whether no transaction is open on the place's topics. Raises BrokerError, AwayError."""
+    client, metadata = _ask(place, properties)
+    topics = [metadata.topics[name] for name in map(place.topic, families()) if name in metadata.topics]
+    end = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    latest = {TopicPartition(t.topic, n): end for t in topics for n in t.partitions}
+    ends = []
+    for isolation in (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED):
+        with clear(place.address):
+            futures = client.list_offsets(latest, isolation_level=isolation)
+            ends.append([future.result(timeout=30).offset for future in futures.values()])
+    return ends[0] == ends[1]
 
 
 def _no_topic(

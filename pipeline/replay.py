@@ -19,12 +19,22 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from pipeline.consume import source
 from pipeline.errors import UserError
 from pipeline.event import Encoded, Passage, Records
-from pipeline.kafka import OVERHEAD, AwayError, BrokerError, clear, ensure, explain, present, producer
+from pipeline.kafka import (
+    OVERHEAD,
+    AwayError,
+    BrokerError,
+    clear,
+    ensure,
+    explain,
+    is_committed,
+    present,
+    producer,
+)
 from pipeline.ledger import zeros
 from pipeline.place import Folder, Kafka, Place
 from pipeline.schema import by_name
 from pipeline.sinks.jsonlines import write
-from pipeline.sources.source import Record, Window
+from pipeline.sources.source import Record, Source, Window
 from pipeline.store import LOG, BlockedError, Store
 
 __all__ = ["Keep", "Progress", "replay"]
@@ -37,6 +47,8 @@ TRANSACTION: Final = 900_000
 TIMEOUT: Final = 60.0
 """Seconds to wait for the broker's word on a transaction."""
 NAP: Final = 0.002
+SIGHT: Final = 1000
+"""Looks until what was committed must be seen; others may have transactions of their own there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +87,23 @@ async def replay(
     Raises UserError: a place that cannot be read or written, or `target` is what is read.
     """
     reader = source(origin, kafka)
-    await trio.to_thread.run_sync(_refuse_itself, origin, target, kafka or {})
+    try:
+        await trio.to_thread.run_sync(_refuse_itself, origin, target, kafka or {})
+        async with _open(target, kafka or {}, partitions, largest) as writer:
+            return await _copy(reader, Window(since, until), writer, keep, progress)
+    except AwayError as error:
+        raise BrokerError(f"{error}; start it, or check the address") from None
+
+
+async def _copy(
+    reader: Source,
+    window: Window,
+    writer: Target,
+    keep: Keep | None,
+    progress: Callable[[Progress], None] | None,
+) -> Progress:
     state = Progress(0, 0, 0)
-    async with (
-        _open(target, kafka or {}, partitions, largest) as writer,
-        reader.batches(Window(since, until)) as batches,
-    ):
+    async with reader.batches(window) as batches:
         async for records in batches:
             kept = _filtered(records, keep)
             if kept:
@@ -105,10 +128,8 @@ def _refuse_itself(origin: Place, target: Place, kafka: Mapping[str, Any]) -> No
     if isinstance(origin, Folder) and isinstance(target, Folder):
         same = origin.path.resolve() == target.path.resolve()
     elif isinstance(origin, Kafka) and isinstance(target, Kafka) and origin.prefix == target.prefix:
-        try:  # one cluster has many addresses
-            same = present(origin, kafka)[0] == present(target, kafka)[0]
-        except AwayError as error:
-            raise BrokerError(f"{error}; start it, or check the address") from None
+        # One cluster has many addresses.
+        same = present(origin, kafka)[0] == present(target, kafka)[0]
     if same:
         raise UserError(f"{origin} and {target} are the same; replay into another prefix or folder", status=2)
 
@@ -180,29 +201,30 @@ async def _topics(
         yield writer
         with clear(place.address):
             await trio.to_thread.run_sync(client.commit_transaction, TIMEOUT)
-        writer.check()
     except BaseException:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(_abort, client)
         raise
+    # The broker says that it is committed a moment before readers can see it.
+    for _ in range(SIGHT):
+        if await trio.to_thread.run_sync(is_committed, place, kafka):
+            return
+        await trio.sleep(NAP)
 
 
 def _begin(place: Kafka, kafka: Mapping[str, Any], partitions: int, largest: int) -> Producer:
     """A producer in a transaction that has just begun. Blocks."""
-    try:
-        limits = ensure(place, kafka, partitions=partitions, largest=largest)
-        client = producer(
-            place,
-            kafka,
-            largest=max(limits.values(), default=largest + OVERHEAD),
-            transactional_id=f"promissory-replay-{uuid4()}",
-            transaction_timeout_ms=TRANSACTION,
-        )
-        with clear(place.address):
-            client.init_transactions(TIMEOUT)
-            client.begin_transaction()
-    except AwayError as error:
-        raise BrokerError(f"{error}; start it, or check the address") from None
+    limits = ensure(place, kafka, partitions=partitions, largest=largest)
+    client = producer(
+        place,
+        kafka,
+        largest=max(limits.values(), default=largest + OVERHEAD),
+        transactional_id=f"promissory-replay-{uuid4()}",
+        transaction_timeout_ms=TRANSACTION,
+    )
+    with clear(place.address):
+        client.init_transactions(TIMEOUT)
+        client.begin_transaction()
     return client
 
 
