@@ -61,8 +61,6 @@ class Loader:
         if self.entries >= MAX_RINGS:
             raise UserError(f"this host has CPU {self.entries - 1}; promissory knows CPUs up to {MAX_RINGS - 2}")
         if config.kernel.cgroups and not cgroup_known():
-            raise UserError("kernel.cgroups needs version-2 cgroups, which this host does not use; leave the key empty")
-        if config.kernel.cgroups and not cgroup_known():
             raise UserError("kernel.cgroups needs version-2 cgroups, this host has version 1; use kernel.uids, or --filter")
         processes = min(int(Path("/proc/sys/kernel/pid_max").read_text()), 1 << 20)
         self.compiled = Compiled(

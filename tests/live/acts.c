@@ -151,6 +151,21 @@ static int vfork_exec(void)
     return child < 0;
 }
 
+// A child that is the user rest[0] executes the rest.
+static int as(void)
+{
+    int status = 0;
+    pid_t child = fork();
+    if (child == 0) {
+        if (setresuid(atoi(rest[0]), atoi(rest[0]), atoi(rest[0])))
+            die("setresuid");
+        execv(rest[1], rest + 1);
+        _exit(99);
+    }
+    waitpid(child, &status, 0);
+    return status;
+}
+
 // Burn CPU time, in two threads, for about rest[0] milliseconds each.
 static void *burn(void *unused)
 {
@@ -250,7 +265,7 @@ static int die_by(void)
 static const struct { const char *name; int (*run)(void); } ACTS[] = {
     {"thread-exec", thread_exec}, {"leader-first", leader_first}, {"threads", threads}, {"exec-32", exec_32},
     {"memfd", memfd}, {"at", at}, {"vfork", vfork_exec}, {"work", work}, {"hop", hop}, {"storm", storm},
-    {"stay", stay}, {"die", die_by}, {"of-stack", of_stack},
+    {"stay", stay}, {"die", die_by}, {"of-stack", of_stack}, {"as", as},
 };
 
 int main(int argc, char **argv)
