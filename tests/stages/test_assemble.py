@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pipeline.chunk import CAPPED, CUT, HEADER, PAYLOAD, STRIDE, event_id
-from pipeline.event import Batch, Pass, Slice
+from pipeline.event import Batch, Gap, Pass, Slice
 from pipeline.ledger import Books
 from pipeline.schema import by_name, by_number
 from pipeline.stages.assemble import Assemble
@@ -254,17 +254,23 @@ class Machine(RuleBasedStateMachine):
         events."""
         positions = {ring.number: (ring.position, ring.first) for ring in self.rings}
         released: set[int] = set()
+        before = Books()
         # A program writes an event's head before its parts; where a part was first, the cut may lie between.
         heads = self.model.came
         early = {c.id for c in self.model.seen if c.id in heads and c.ordinal < heads[c.id].ordinal}
         for batch in [None, *self.pipe.batches][:: 1 + len(self.pipe.batches) // 5]:
-            for done in self.pipe.batches[: 0 if batch is None else batch.passage.number]:
+            for done in self.pipe.batches[before.number : 0 if batch is None else batch.passage.number]:
+                before.retire(done.passage)
                 positions |= done.passage.positions
                 released |= set(done.heads["id"].tolist())
             again = Pipe({n: sequence for n, (_, sequence) in positions.items()}, expiry=1 << 60)
             cursors = {n: position for n, (position, _) in positions.items()}
             again.look(self._rest(cursors, {n: sequence for n, (_, sequence) in positions.items()}))
             again.finish()
+            for n, books in self.pipe.books.rings.items():
+                parts = [run.rings[n] for run in (before, again.books) if n in run.rings]
+                assert sum(part.read for part in parts) == books.read
+                assert sum(part.gaps for part in parts) == books.gaps
             if not self.heads_twice:
                 assert sorted(again.ids) == sorted(set(self.pipe.ids) - released)
                 whole = {e.id: e.data for e in self.model.left if e.state is None and e.id not in early}
@@ -378,6 +384,57 @@ def test_late_parts_are_counted_and_make_no_second_event() -> None:
     assert pipe.count("late") == 1
     assert len(pipe.batches[-1]) == 0
     assert pipe.batches[-1].passage.positions == {1: (other.end, 2)}
+
+
+def test_a_part_that_was_there_before_its_whole_event_is_a_duplicate() -> None:
+    ring, other = RingLog(0), RingLog(1)
+    data = data_of(by_name()["exec"], 3 * PAYLOAD)
+    chunks = event(1, event_id(0, 1), data)
+    other.write(chunks[2], 5)
+    pipe = Pipe()
+    cursors: dict[int, int] = {}
+    pipe.look(look([ring, other], cursors, 10))
+    assert pipe.batches == []
+    ring.event(1, data, time=20)
+    pipe.look(look([ring, other], cursors, 30))
+    assert [e.data for b in pipe.batches for e in left(b)] == [data]
+    assert pipe.count("duplicate") == 1
+    assert not pipe.assemble.held().any()
+
+
+def test_a_gap_stays_ahead_of_a_cut_that_ends_before_it() -> None:
+    ring = RingLog(0)
+    ring.event(4, time=10)
+    ring.take(5)
+    ring.event(1, data_of(by_name()["exec"], 2 * PAYLOAD), time=20)
+    last = ring.chunks.pop()
+    pipe = Pipe()
+    cursors: dict[int, int] = {}
+    pipe.look(look([ring], cursors, 30))
+    assert pipe.batches[-1].passage.positions == {0: (STRIDE, 2)}
+    assert pipe.batches[-1].passage.gaps == ()
+    ring.chunks.append(last)
+    pipe.look(look([ring], cursors, 40))
+    assert pipe.batches[1].passage.gaps == (Gap(0, 2, 6, 0, 0, STRIDE),)
+    assert pipe.books.rings[0].gaps == 5
+
+
+def test_the_oldest_unfinished_holds_the_others_back_whatever_its_ring() -> None:
+    """The younger one has the lower id, and what completes between the two must wait."""
+    rings = [RingLog(0), RingLog(1)]
+    data = data_of(by_name()["exec"], 2 * PAYLOAD)
+    oldest = rings[1].event(1, data, time=10)
+    between = rings[0].event(4, time=15)
+    youngest = rings[0].event(1, data, time=20)
+    parts = [ring.chunks.pop() for ring in rings]
+    pipe = Pipe()
+    cursors: dict[int, int] = {}
+    pipe.look(look(rings, cursors, 30))
+    assert pipe.ids == []
+    for ring, part in zip(rings, parts, strict=True):
+        ring.chunks.append(part)
+    pipe.look(look(rings, cursors, 40))
+    assert pipe.ids == [oldest, between, youngest]
 
 
 def test_nothing_moves_nothing_comes() -> None:
