@@ -1,8 +1,8 @@
 """A PLACE: where records go to and come from, as a person writes it.
 
-    kafka://HOST:PORT[,HOST:PORT][/PREFIX]    topics PREFIX.FAMILY of an Apache Kafka
-    FOLDER                                    the local log in a state folder
-    -                                         JSON lines on standard output
+kafka://HOST:PORT[,HOST:PORT][/PREFIX]    topics PREFIX.FAMILY of an Apache Kafka
+FOLDER                                    the local log in a state folder
+-                                         JSON lines on standard output
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,3 +16,15 @@ def kafka() -> Iterator[Broker]:
     """A real Apache Kafka that nobody stops; each test takes a prefix of its own."""
     with Broker() as broker:
         yield broker
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("NOT TESTED: mounting needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

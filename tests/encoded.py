@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgpack
-import numpy as np
 
 from pipeline.chunk import event_id
 from pipeline.event import Encoded, Ints, Passage, Records
@@ -52,7 +51,7 @@ def encoded(
 
 
 def stream(batches: int, size: int, *, first: int = 1, padding: int = 0) -> Iterator[Encoded]:
-    """Batches `first`, `first` + 1, … of `size` records; the ring's position is 256 × the number of records."""
+    """Batches `first`, `first` + 1, … of `size` records; the ring's position is 256 × its records."""
     for number in range(first, first + batches):
         indexes = range((number - 1) * size, number * size)
         positions = {0: (number * size * 256, number * size)}
@@ -76,4 +75,4 @@ class Rings:
 
 def total(batches: Iterable[Encoded]) -> Ints:
     """Events per kind of all."""
-    return np.sum([batch.counts for batch in batches], axis=0)
+    return sum((batch.counts for batch in batches), zeros())

@@ -35,8 +35,9 @@ class LogSource:
                 rows = await trio.to_thread.run_sync(store.rows, after)
                 for row in rows:
                     if row.id <= end or window.follow:
-                        yield picked.take(_records(row))
                         after = row.id
+                        if records := picked.take(_records(row)):
+                            yield records
                 if not rows or rows[-1].id >= end:
                     yield picked.newest()
                     if not window.follow:

@@ -70,7 +70,10 @@ class Source(Protocol):
     """A place that holds records."""
 
     def batches(self, window: Window) -> AbstractAsyncContextManager[AsyncIterable[list[Record]]]:
-        """Records in order of time (each process's in its own order), each event once. Lists may be empty."""
+        """Records in order of time (each process's in its own order), each event once.
+
+        An empty list says: what stood there when reading began has come by.
+        """
         ...
 
 

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from pipeline.sources.log import LogSource
-from pipeline.sources.source import GENERATION, Record, Seen, Window
+from pipeline.sources.source import Record, Seen, Window
 from pipeline.store import LOG, Store, StoreError
 from tests.encoded import TIME, encoded, record, stream
 
@@ -90,15 +90,17 @@ async def test_a_folder_without_a_log(tmp_path: Path) -> None:
         await read(tmp_path, Window())
 
 
-def test_seen_is_bounded_and_never_forgets_too_soon() -> None:
+def test_seen_is_bounded_and_never_forgets_too_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.sources.source.GENERATION", 1000)
+
     def at(index: int) -> Record:
         return Record("process", b"", msgpack.packb(record(index)), 0, "")
 
     seen = Seen()
-    for index in range(GENERATION + 5):
+    for index in range(3500):
         assert at(index) not in seen
-    assert at(5) in seen
-    assert len(seen._new) + len(seen._old) <= 2 * GENERATION
+    assert at(2500) in seen
+    assert len(seen._new) + len(seen._old) <= 2000
 
 
 def test_what_is_no_record_does_no_harm() -> None:
