@@ -44,7 +44,7 @@ DISCARD: Final = 1 << 30
 """Bits of the kernel's length word: still being written; given up."""
 
 CUT: Final = 1
-"""Flag of a chunk: the event ends here, its data could not be read any further (fault). `parts` is part + 1."""
+"""Flag of a chunk: the event ends here, its data could be read no further (fault). `parts` is part + 1."""
 CAPPED: Final = 2
 """Flag of a chunk: the event ends here, the program could not go on (tail call). `parts` is part + 1."""
 
@@ -67,7 +67,8 @@ HEADER: Final = np.dtype(
 assert HEADER.itemsize == STRIDE
 
 # An id is unique for one boot: the counter of a new ring starts at the microseconds since boot, so ids do
-# not repeat after a detach either. 52 bits of microseconds are 142 years; 11 bits of ring keep it below 2**63.
+# not repeat after a detach either. 52 bits of microseconds are 142 years; 10 bits of ring and HIDDEN keep it
+# below 2**63.
 MAX_RINGS: Final = 1 << 10
 HIDDEN: Final = 1 << 62
 """Bit in the id of an exec that a filter in the kernel hid: it took no number of its ring."""
@@ -93,8 +94,9 @@ def sequence_of(ids: Any) -> Any:
 def split(head: np.ndarray[Any, Any], data: bytes, room: int) -> np.ndarray[Any, Any]:
     """Cut one event into chunks as the kernel's writer does: the head, then the parts of its data.
 
-    `head` is one HEADER row with sequence, id, time, kind and its payload's fields set; the parts take the next
-    sequences of its ring. `room` is how much data the head can hold (Schema.room). Returns an array of HEADER.
+    `head` is one HEADER row with sequence, id, time, kind and its payload's fields set; the parts take the
+    next sequences of its ring. `room` is how much data the head can hold (Schema.room). Returns an array of
+    HEADER.
     """
     parts = 1 if len(data) <= room else 1 + -(-len(data) // PAYLOAD)
     chunks = np.zeros(parts, HEADER)

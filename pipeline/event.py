@@ -1,7 +1,8 @@
-"""What the stages hand on: `Pass` (chunks as the rings hold them), `Batch` (events in columns), `Encoded` (records).
+"""What stages hand on: `Pass` (chunks as rings hold them), `Batch` (events in columns), `Encoded` (records).
 
-Each is small, frozen, and lives for one trip through the pipeline. A `Passage` goes along with every batch and
-says what may happen when its last record is safe: how far each ring's position may move, and what the stages booked.
+Each is small, frozen, and lives for one trip through the pipeline. A `Passage` goes along with every batch
+and says what may happen when its last record is safe: how far each ring's position may move, and what the
+stages booked.
 """
 
 from __future__ import annotations
@@ -106,12 +107,12 @@ class Hole:
 
 @dataclass(slots=True)
 class Passage:
-    """The way of one batch to safety. Made where events leave assembly, retired by the sink, in order of `number`."""
+    """The way of one batch to safety. Made where events leave assembly; sinks retire them by `number`."""
 
     number: int
     positions: dict[int, tuple[int, int]]
-    """Ring → (byte position, next sequence): how far the ring is free once this and all earlier passages are safe.
-    Only rings that moved are named."""
+    """Ring → (byte position, next sequence): how far the ring is free once this and all earlier passages are
+    safe. Only rings that moved are named."""
     gaps: tuple[Gap, ...] = ()
     """Gaps of the rings before those positions, not reported by an earlier passage."""
     chunks: dict[tuple[int, str], int] = field(default_factory=dict)
@@ -210,8 +211,9 @@ class Settled:
 def settle(schema: Schema, head: Array, size: int, hole: Hole | None) -> dict[str, tuple[int, Settled]]:
     """Say for each promise of one event where its data starts in the event's stream and how it settled (I3).
 
-    `head` is the event's row of chunk.HEADER as assembly left it: `flags` holds CUT or CAPPED when any of its chunks did.
-    `size` is the event's bytes in the stream. This is for the few events that are not plainly complete.
+    `head` is the event's row of chunk.HEADER as assembly left it: `flags` holds CUT or CAPPED when any of its
+    chunks did. `size` is the event's bytes in the stream. This is for the few events that are not plainly
+    complete.
     """
     view = head.reshape(1).view(schema.dtype)[0]
     missing = hole.parts if hole else np.empty(0, np.int64)
@@ -241,7 +243,7 @@ def _spans(start: int, end: int, missing: list[int]) -> tuple[tuple[int, int], .
     spans: list[tuple[int, int]] = []
     at = start
     for part in missing:
-        hole = (part - 1) * PAYLOAD
+        hole = min((part - 1) * PAYLOAD, end)
         if hole > at:
             spans.append((at - start, hole - start))
         at = max(at, part * PAYLOAD)

@@ -6,14 +6,14 @@ and per ring, for chunks:
 
     chunks attempted = chunks read + gaps + unread        and        gaps = drops
 
-**No term is computed from the others.** Attempted, drops, and what the kernel filtered or lost are read from the kernel's
-counters (`KernelBooks`); filtered and lost in user space are booked by the stage that does it (`Passage.book`);
-acknowledged is counted when the last delivery callback of a batch came; in flight is what rings, links, stages and the
-producer hold, each counting what it has in hand. A term that was derived would make the identity hold by
-construction, and prove nothing.
+**No term is computed from the others.** Attempted, drops, and what the kernel filtered or lost are read from
+the kernel's counters (`KernelBooks`); filtered and lost in user space are booked by the stage that does it
+(`Passage.book`); acknowledged is counted when the last delivery callback of a batch came; in flight is what
+rings, links, stages and the producer hold, each counting what it has in hand. A term that was derived would
+make the identity hold by construction, and prove nothing.
 
-`Books` are the user-space terms as one flat array of numbers, because they are checkpointed together with the rings'
-positions (see sinks/checkpoint.py): after a SIGKILL the books say exactly what the positions say.
+`Books` are the user-space terms, plain enough to be checkpointed together with the rings' positions (see
+sinks/checkpoint.py): after a SIGKILL the books say exactly what the positions say.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ class Books:
             "acknowledged": self.acknowledged.tolist(),
             "tally": [[*key, counts.tolist()] for key, counts in self.tally.items()],
             "rings": [
-                [ring, b.position, b.sequence, b.read, b.gaps, b.other] for ring, b in self.rings.items()
+                [ring, b.position, b.sequence, b.read, b.gaps, dict(b.other)]
+                for ring, b in self.rings.items()
             ],
         }
 
@@ -132,7 +133,7 @@ class Statement:
 
     attempted: Ints
     attempted_after: Ints
-    """Attempted, read again after all other terms: while events come in, the identity holds between the two."""
+    """Attempted, read again after all other terms: while events come in, the identity holds between them."""
     acknowledged: Ints
     tally: Tally
     in_outbox: Ints
