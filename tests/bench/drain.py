@@ -1,9 +1,9 @@
 """F1: reading a full ring
 
-A BPF program fills a 16 MiB ring of one CPU; another CPU reads it whole, by turns through `Ring.read` (a view
-of the ring's memory, all headers checked at once, gaps found), through bcc's own ring-buffer callback, which does
-nothing but count, and by one memory copy of the same bytes (numpy, into memory that is there already). CPU time of the reading thread,
-medians.
+A BPF program fills a 16 MiB ring of one CPU; another CPU reads it whole, by turns through `Ring.read`
+(a view of the ring's memory, all headers checked at once, gaps found), through bcc's own ring-buffer
+callback, which does nothing but count, and by one memory copy of the same bytes (numpy, into memory
+that is there already). CPU time of the reading thread, medians.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -71,11 +72,11 @@ def _rounds(flood: Flood) -> dict[str, list[float]]:
     for _ in range(ROUNDS):
         reader = flood.reader()
         flood.fill()
-        times["ring"].append(_timed(lambda: _drain(reader)))
+        times["ring"].append(_timed(partial(_drain, reader)))
         reader.release(reader.cursor)
         flood.fill()
         full = flood.memory.chunks[:CHUNKS].view(np.uint8)
-        times["copy"].append(_timed(lambda: np.copyto(target, full)))
+        times["copy"].append(_timed(partial(np.copyto, target, full)))
         seen = 0
         times["bcc"].append(_timed(consume))
         assert seen == CHUNKS, f"{seen} of {CHUNKS} chunks through bcc"

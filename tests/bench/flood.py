@@ -1,4 +1,5 @@
-"""One CPU that floods its BPF ring: the kernel's side of F1 and F2, by bcc and the project's own chunk writer."""
+"""One CPU that floods its BPF ring: the kernel's side of F1 and F2, by bcc and the project's own chunk
+writer."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ def cpu_seconds(pid: int) -> float:
 
 
 def resident_mb(pid: int) -> float:
-    """Resident MB (10^6 bytes) of a process's own memory and of files, but not the rings: these are shared memory, or of
-    the kernel."""
+    """Resident MB (10^6 bytes) of a process's own memory and of files, but not the rings: these are
+    shared memory, or of the kernel."""
     total, ring = 0, False
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):

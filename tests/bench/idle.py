@@ -1,7 +1,7 @@
 """F3i: a pipeline with nothing to do
 
-`promissory run --to kafka://…` on this host, default events, for ten seconds in which nothing is done: CPU of its process by
-/proc, librdkafka's threads included.
+`promissory run --to kafka://…` on this host, default events, for ten seconds in which nothing is done:
+CPU of its process by /proc, librdkafka's threads included.
 """
 
 from __future__ import annotations
@@ -52,7 +52,13 @@ def measure(seconds: float = SECONDS) -> Part:
     return Part(
         __doc__ or "",
         [
-            figure("F3i", f"CPU while idle ({events} events came)", used / seconds * 100, "% of a core", goal=("<=", 0.5)),
+            figure(
+                "F3i",
+                f"CPU while idle ({events} events came)",
+                used / seconds * 100,
+                "% of a core",
+                goal=("<=", 0.5),
+            ),
             figure("F7", "resident memory of that process besides the rings", memory, "MB", goal=("<=", 150)),
         ],
     )

@@ -200,7 +200,7 @@ async def measure(
     profile: bool = False,
     latency: bool = False,
 ) -> Run:
-    """Run a pipeline of the first `last` stages from `go()` until `ended()`, and everything is acknowledged."""
+    """Run a pipeline of the first `last` stages from `go()` until `ended()`, and all is acknowledged."""
     run = Run()
     keeper = BookKeeper(
         Books(),
@@ -242,7 +242,7 @@ async def measure(
 
 
 async def _until(ended: Callable[[], bool], source: Rings) -> None:
-    while not ended():
+    while not ended():  # noqa: ASYNC110 - a process is looked at: nobody could set an event
         await trio.sleep(0.02)
     source.stop(drain=True)
 

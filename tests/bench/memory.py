@@ -1,8 +1,9 @@
 """F7: memory under a flood
 
-A process of its own takes a flood from two synthetic rings of 16 MiB (default mix: 40 % exec, 3 KB environments) through the whole
-pipeline into Apache Kafka, as fast as it can. Its resident memory besides the rings is looked at every half second; "growth" compares the
-last quarter with the one before.
+A process of its own takes a flood from two synthetic rings of 16 MiB (default mix: 40 % exec, 3 KB
+environments) through the whole pipeline into Apache Kafka, as fast as it can. Its resident memory
+besides the rings is looked at every half second; "growth" compares the last quarter with the one
+before.
 """
 
 from __future__ import annotations

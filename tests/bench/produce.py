@@ -1,9 +1,9 @@
 """F3: from rings to acknowledgements of Apache Kafka, beside a bare produce loop of the same bytes
 
-Two synthetic rings of 16 MiB, written by another process as their positions move → the whole pipeline → Apache Kafka on the
-same machine. An exec has ten arguments and an environment of 3 KB. The loop calls confluent-kafka with the same settings, topic,
-bytes and a delivery callback per record.
-Runs alternate, and medians are compared. CPU is that of the process, librdkafka's threads included and the broker's
+Two synthetic rings of 16 MiB, written by another process as their positions move → the whole pipeline →
+Apache Kafka on the same machine. An exec has ten arguments and an environment of 3 KB. The loop calls
+confluent-kafka with the same settings, topic, bytes and a delivery callback per record. Runs alternate,
+and medians are compared. CPU is that of the process, librdkafka's threads included and the broker's
 left out. Kafka's own ProducerPerformance, with payloads of the same sizes, stands beside both.
 """
 

@@ -1,4 +1,5 @@
-"""What a figure's module hands back, and how all of it is written: bench/results.json and docs/benchmarks.md."""
+"""What a figure's module hands back, and how all of it is written: bench/results.json and
+docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -134,8 +135,8 @@ def _document(parts: Sequence[Part], where: str, took: float) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make bench` (`make bench-long` lets the memory figure run for ten minutes). Machines are noisy: every",
-        "figure stands beside an anchor from the same run, and the ratio is what counts.",
+        "Written by `make bench` (`make bench-long` lets the memory figure run ten minutes). Machines are",
+        "noisy: where a figure stands beside an anchor, both are from the same run, and the ratio counts.",
         "",
         f"Machine: {where}. The run took {took:.0f} s.",
         "",

@@ -1,8 +1,9 @@
-"""Synthetic rings: memory of the same layout as a BPF ring buffer's, written by a process of its own as positions move.
+"""Synthetic rings: memory of the same layout as a BPF ring buffer's, written by a process of its own as
+positions move.
 
-A ring is filled once with whole events; after that the writer only renumbers and dates the chunks that have
-become free, and moves the producer's position, as the kernel would after writing them. It runs apart from
-the pipeline, so that none of its work is counted there.
+A ring is filled once with whole events; after that the writer only renumbers and dates the chunks that
+have become free, and moves the producer's position, as the kernel would after writing them. It runs
+apart from the pipeline, so that none of its work is counted there.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.chunk import HEADER, PROC_RING, SIZE, STRIDE, event_id, ring_of, split
+from pipeline.chunk import PROC_RING, SIZE, STRIDE, event_id, ring_of, split
 from pipeline.kernel.ring import PAGE, Ring, RingMemory
 from pipeline.ledger import RingBooks
 from pipeline.schema import by_number
@@ -45,8 +46,8 @@ _FIXED: Final = 0x10
 
 @dataclass(frozen=True)
 class Spec:
-    """What a writer writes: `laps` times the contents of all rings, at `rate` events per second in all (0: whenever
-    there is room)."""
+    """What a writer writes: `laps` times the contents of all rings, at `rate` events per second in all
+    (0: whenever there is room)."""
 
     size: int
     """Bytes of each ring."""
@@ -100,7 +101,8 @@ class SyntheticRings:
 
     def go(self) -> None:
         """Let the writer begin."""
-        assert self._writer and self._writer.stdin
+        assert self._writer
+        assert self._writer.stdin
         self._writer.stdin.write(b"\n")
         self._writer.stdin.flush()
 
@@ -124,8 +126,8 @@ class SyntheticRings:
 
 
 def lap(size: int, execs: int) -> NDArray[Any]:
-    """A ring of `size` bytes full of whole events: three forks, so many execs, three exits, over and over, filled up with
-    forks. Numbered from 0 in ring 0."""
+    """A ring of `size` bytes full of whole events: three forks, so many execs, three exits, over and
+    over, filled up with forks. Numbered from 0 in ring 0."""
     room = size // STRIDE
     parts: list[NDArray[Any]] = []
     ids: dict[int, int] = {1: event_id(PROC_RING, 1)}

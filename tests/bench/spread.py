@@ -1,7 +1,8 @@
 """F8: the same rate spread over many rings
 
-40,000 events per second of the default mix (40 % exec, 3 KB environments), written into 2 synthetic rings of 8 MiB or 64 of
-256 KiB, through rings → merge → assemble → enrich → encode into a sink that acknowledges at once. Runs alternate; medians.
+40,000 events per second of the default mix (40 % exec, 3 KB environments), written into 2 synthetic
+rings of 8 MiB or 64 of 256 KiB, through rings → merge → assemble → enrich → encode into a sink that
+acknowledges at once. Runs alternate; medians.
 """
 
 from __future__ import annotations

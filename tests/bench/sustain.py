@@ -1,8 +1,9 @@
 """F2: one CPU floods its ring without pause
 
-A process on one CPU makes system calls for ten seconds, each of which writes an event of one chunk into a 16 MiB BPF
-ring; on the other CPU rings → merge → assemble run under trio into a sink that acknowledges at once, and the ring's position
-moves behind it. CPU is that of the whole process, trio and all.
+A process on one CPU makes system calls for ten seconds, each of which writes an event of one chunk into
+a 16 MiB BPF ring; on the other CPU rings → merge → assemble run under trio into a sink that
+acknowledges at once, and the ring's position moves behind it. CPU is that of the whole process, trio
+and all.
 """
 
 from __future__ import annotations

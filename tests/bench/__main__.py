@@ -1,0 +1,74 @@
+"""`make bench`: every figure, one after another; results go to bench/results.json and docs/benchmarks.md.
+
+`python -m tests.bench [--long] [NAME…]`: names of modules here (drain, produce, …) measure only these,
+and write nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+
+from tests.bench import drain, idle, latency, memory, produce, slowdown, spread, sustain
+from tests.bench.result import Figure, Part, machine, write
+
+MODULES = {
+    "drain": drain.measure,
+    "sustain": sustain.measure,
+    "produce": produce.measure,
+    "idle": idle.measure,
+    "slowdown": slowdown.measure,
+    "latency": latency.measure,
+    "memory": memory.measure,
+    "spread": spread.measure,
+}
+
+
+def main() -> int:
+    """Measure and write; the exit status says whether everything could be measured."""
+    parser = argparse.ArgumentParser(prog="make bench", description="Measure promissory on this machine.")
+    parser.add_argument("--long", action="store_true", help="let the memory figure run for ten minutes")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"only some of: {', '.join(MODULES)}")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(MODULES):
+        parser.error(f"no such figure: {', '.join(sorted(unknown))}")
+    where, begin = machine(), time.monotonic()
+    print(where)
+    chosen: dict[str, Callable[[], Part]] = {**MODULES, "memory": partial(memory.measure, options.long)}
+    parts = [_part(name, chosen[name]) for name in options.names or MODULES]
+    measured = [part for part in parts if part]
+    if not options.names and len(measured) == len(parts):
+        write(measured, where, time.monotonic() - begin)
+        print("written: bench/results.json, docs/benchmarks.md")
+    return int(len(measured) < len(parts))
+
+
+def _part(name: str, measure: Callable[[], Part]) -> Part | None:
+    begin = time.monotonic()
+    try:
+        part = measure()
+    except Exception:  # the other figures can still be had
+        traceback.print_exc()
+        print(f"{name}: could not be measured", file=sys.stderr)
+        return None
+    print(f"\n{part.how.strip().partition(chr(10))[0]} ({time.monotonic() - begin:.0f} s)")
+    for figure in part.figures:
+        print(_line(figure))
+    for table in part.tables:
+        print(*table.lines()[1:], sep="\n")
+    print(*part.remarks, sep="\n", end="\n" if part.remarks else "", flush=True)
+    return part
+
+
+def _line(f: Figure) -> str:
+    anchor = f"; {f.anchor}: {f.anchor_value:g}, ratio {f.ratio:g}" if f.anchor else ""
+    goal = f"; goal {f.goal}: {'met' if f.met else 'MISSED'}" if f.goal else ""
+    return f"  {f.figure}  {f.what}: {f.value:g} {f.unit}{anchor}{goal}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

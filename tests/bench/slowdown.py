@@ -1,0 +1,209 @@
+"""F5: what audited processes pay
+
+Probes attached by `promissory attach`, a `promissory run` on the other CPU that takes their events. A
+storm on one CPU runs in short blocks, by turns with the programs attached and detached (the pinned
+programs' links are opened and closed; all else stays as it is); each pair of blocks gives one
+difference, and the median of all pairs counts, with the interval that holds the true median with 95 %.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pipeline.kernel import bpf
+from pipeline.kernel.manifest import Manifest
+from tests.bench.idle import DEFAULT, live
+from tests.bench.loads import Loads
+from tests.bench.result import Figure, Part, Table, figure
+from tests.live.run import Live
+
+__all__ = ["measure"]
+
+STORM_CPU: Final = 0
+PIPELINE_CPU: Final = 1
+PAIRS: Final = 20
+BLOCK: Final = 0.25
+"""Seconds."""
+ENVIRONMENT: Final = {f"VARIABLE_{n:02}": "v" * 36 for n in range(61)}
+"""3 KB."""
+STATISTICS: Final = Path("/proc/sys/kernel/bpf_stats_enabled")
+FIRST: Final = 200
+"""Cycles that tell how long one takes."""
+SAMPLE: Final = 2000
+"""Cycles under the kernel's statistics."""
+
+Load = Callable[[int], float]
+"""How often → ns of one."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What a storm took, block by block: ns of one cycle."""
+
+    off: list[float]
+    on: list[float]
+
+    @property
+    def base(self) -> float:
+        """Without programs."""
+        return statistics.median(self.off)
+
+    @property
+    def more(self) -> float:
+        """What one cycle takes more with them."""
+        return statistics.median(self._differences)
+
+    @property
+    def within(self) -> tuple[float, float]:
+        """The interval of that median."""
+        ordered, n = sorted(self._differences), len(self.off)
+        skip = max(0, round(n / 2 - 0.98 * n**0.5 - 0.5))
+        return ordered[skip], ordered[n - 1 - skip]
+
+    @property
+    def _differences(self) -> list[float]:
+        return [on - off for off, on in zip(self.off, self.on, strict=True)]
+
+
+class Switch:
+    """Programs that the loader pinned, attached and detached at will."""
+
+    def __init__(self, run: Live) -> None:
+        manifest = Manifest.read(run.state)
+        assert manifest, "nothing is attached"
+        for path in run.pins.glob("link_*"):
+            path.unlink()
+        taps = {hook.program: hook.hook for hook in manifest.hooks if hook.works and hook.program}
+        self._programs = [(bpf.get(run.pins / f"program_{name}"), hook) for name, hook in taps.items()]
+        self.pins = sorted(run.pins.glob("program_*"))
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Attached while inside."""
+        from bcc.libbcc import lib
+
+        links = [lib.bpf_attach_raw_tracepoint(fd, hook.encode()) for fd, hook in self._programs]
+        assert min(links) > 0, links
+        try:
+            yield
+        finally:
+            for link in links:
+                os.close(link)
+
+
+def measure(pairs: int = PAIRS) -> Part:
+    """All storms."""
+    with Loads() as loads:
+        dynamic: Load = lambda n: loads.run("fork", n, "/bin/true", cpu=STORM_CPU, environ=ENVIRONMENT)  # noqa: E731
+        static: Load = lambda n: loads.run("vfork", n, loads.nothing, cpu=STORM_CPU)  # noqa: E731
+        figures, table = _default(dynamic, static, pairs)
+        calls = {
+            "getppid": lambda n: loads.run("call", n, cpu=STORM_CPU),
+            "open + close": lambda n: loads.run("file", n, cpu=STORM_CPU),
+        }
+        figures += _failing(calls, pairs)
+    return Part(__doc__ or "", figures, [table])
+
+
+def _default(dynamic: Load, static: Load, pairs: int) -> tuple[list[Figure], Table]:
+    with _attached(DEFAULT) as switch:
+        figures = []
+        found = _pairs(switch, dynamic, pairs)
+        low, high = (100 * edge / found.base for edge in found.within)
+        what = f"fork + exec + exit of a dynamic program, 3 KB environment ({low:.1f} to {high:.1f} %)"
+        base = ("a cycle, µs", found.base / 1000)
+        more = found.more / found.base
+        figures.append(figure("F5", what, more * 100, "%", anchor=base, ratio=more, goal=("<=", 2)))
+        found = _pairs(switch, static, pairs)
+        low, high = (edge / 1000 for edge in found.within)
+        what = f"vfork + exec + exit of a minimal static program ({low:.1f} to {high:.1f} µs)"
+        base = ("a cycle", found.base / 1000)
+        figures.append(figure("F5", what, found.more / 1000, "µs per cycle", anchor=base, goal=("<=", 5)))
+        with switch.on(), _statistics():
+            before = _kernel_times(switch)
+            dynamic(SAMPLE)
+            middle = _kernel_times(switch)
+            static(SAMPLE)
+            after = _kernel_times(switch)
+    rows = [
+        (program, *_per_cycle(before[program], middle[program]), *_per_cycle(middle[program], after[program]))
+        for program in before
+    ]
+    together = ("together", sum(row[1] for row in rows), "", sum(row[3] for row in rows), "")
+    header = ("program", "dynamic, ns per cycle", "runs", "static, ns per cycle", "runs")
+    return figures, Table(
+        "The kernel's own BPF statistics (some 50 ns of each run are their own):", header, [*rows, together]
+    )
+
+
+def _failing(calls: Mapping[str, Load], pairs: int) -> list[Figure]:
+    """exec_failed taxes every system call."""
+    figures = []
+    with _attached(f"{DEFAULT},exec_failed") as switch:
+        for name, load in calls.items():
+            found = _pairs(switch, load, pairs)
+            low, high = found.within
+            what = f"with exec_failed: {name} ({low:.0f} to {high:.0f} ns)"
+            figures.append(figure("F5", what, found.more, "ns", anchor=(name, found.base)))
+    return figures
+
+
+@contextmanager
+def _attached(events: str) -> Iterator[Switch]:
+    with live() as run:
+        done = run.command("attach", "--state", str(run.state), "--events", events)
+        assert not done.returncode, done.stderr
+        run.start(events=events)
+        assert run.process
+        for task in Path(f"/proc/{run.process.pid}/task").iterdir():
+            os.sched_setaffinity(int(task.name), {PIPELINE_CPU} & os.sched_getaffinity(0))
+        yield Switch(run)
+        run.stop()
+
+
+def _pairs(switch: Switch, load: Load, pairs: int) -> Pairs:
+    """On and off by turns, each first as often as the other."""
+    times = max(1, int(BLOCK * 1e9 / load(FIRST)))
+    found = Pairs([], [])
+    for number in range(pairs):
+        for on in (number % 2 == 0, number % 2 == 1):
+            if on:
+                with switch.on():
+                    found.on.append(load(times))
+            else:
+                found.off.append(load(times))
+    return found
+
+
+@contextmanager
+def _statistics() -> Iterator[None]:
+    before = STATISTICS.read_text()
+    STATISTICS.write_text("1")
+    try:
+        yield
+    finally:
+        STATISTICS.write_text(before)
+
+
+def _kernel_times(switch: Switch) -> dict[str, tuple[int, int]]:
+    """Program → (ns, runs) so far."""
+    found = {}
+    for pin in switch.pins:
+        said = subprocess.run(
+            ["bpftool", "-j", "prog", "show", "pinned", str(pin)], capture_output=True, check=True
+        )
+        info = json.loads(said.stdout)
+        found[pin.name.removeprefix("program_")] = info.get("run_time_ns", 0), info.get("run_cnt", 0)
+    return found
+
+
+def _per_cycle(before: tuple[int, int], after: tuple[int, int]) -> tuple[float, float]:
+    return (after[0] - before[0]) / SAMPLE, (after[1] - before[1]) / SAMPLE
