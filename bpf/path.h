@@ -52,7 +52,7 @@ static __always_inline void walk_begin(struct walk *walk, char *buffer, u64 dent
     walk->floor = end - smaller(cap, PATH_ROOM);
     walk->of = walk->capped = 0;
     walk->vfsmount = vfsmount;
-    walk->mount = vfsmount - OFFSET_mount__mnt;
+    walk->mount = (u64)AROUND(mount, mnt, vfsmount);
     walk->root = root;
 #pragma unroll
     for (int i = 0; i < TYPED_STEPS; i++) {
@@ -81,7 +81,7 @@ static __always_inline int walk_step(struct walk *walk, char *buffer)
             return 0;
         walk->dentry = READ(mount, mnt_mountpoint, mount);
         walk->mount = above;
-        walk->vfsmount = above + OFFSET_mount__mnt;
+        walk->vfsmount = (u64)AT(mount, mnt, above);
         walk->root = READ(vfsmount, mnt_root, walk->vfsmount);
         return 1;
     }
@@ -114,14 +114,14 @@ static __always_inline u8 below_root(void *path)
     u64 vfsmount = READ(path, mnt, path);
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        u64 mount = vfsmount - OFFSET_mount__mnt;
+        u64 mount = (u64)AROUND(mount, mnt, vfsmount);
         if (dentry != READ(vfsmount, mnt_root, vfsmount))
             return 1;
         u64 above = READ(mount, mnt_parent, mount);
         if (above == mount)
             return 0;
         dentry = READ(mount, mnt_mountpoint, mount);
-        vfsmount = above + OFFSET_mount__mnt;
+        vfsmount = (u64)AT(mount, mnt, above);
     }
     return 0;
 }

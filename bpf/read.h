@@ -29,8 +29,15 @@
 // A field that some kernels lack.
 #define LOAD_IF(type, field, pointer, otherwise) (HAVE_##type##__##field ? LOAD(type, field, pointer) : (otherwise))
 
-// The address of a field that is itself a struct or an array.
-#define AT(type, field, pointer) ((void *)(pointer) + OFFSET_##type##__##field)
+// The address of a field that is itself a struct or an array, and back from such an address to the struct around it.
+#define AT(type, field, pointer) MOVE(pointer, FIELD_##type##__##field, OFFSET_##type##__##field)
+#define AROUND(type, field, pointer) MOVE(pointer, FIELD_##type##__##field, -OFFSET_##type##__##field)
+#define MOVE(pointer, tag, distance) ({                                                           \
+    const void *at_ = (const void *)(pointer);                                                    \
+    u64 tag_;                                                                                     \
+    asm volatile("%0 = %2\n %1 += %3" : "=&r"(tag_), "+r"(at_) : "i"((tag) | MOVED), "i"(distance)); \
+    (void *)at_;                                                                                  \
+})
 
 static __always_inline u64 smaller(u64 a, u64 b)
 {

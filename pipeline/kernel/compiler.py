@@ -62,11 +62,16 @@ class Compiled:
         ]
         with self._quiet():
             try:
-                self._module = BPF(text=source.unit(kernel), cflags=flags)
+                self._module = BPF(text=source.unit(kernel).encode(), cflags=flags)
             except Exception as error:  # bcc knows no other class
                 raise UserError(f"bcc could not compile the programs ({error}); see {log}") from None
         self._uses = source.uses(kernel)
         self._fds: dict[str, int] = {}
+
+    def code(self, name: str) -> bytes:
+        """A program's instructions, as they were compiled."""
+        found: bytes = self._module.dump_func(name.encode())
+        return found
 
     def load(self, hook: str) -> dict[str, int]:
         """Load a hook's program and those it goes on to; name → descriptor. OSError carries the kernel's answer."""
@@ -82,20 +87,20 @@ class Compiled:
 
     def map(self, name: str) -> int:
         """Descriptor of a map."""
-        return int(self._module[name].map_fd)
+        return int(self._module[name.encode()].map_fd)
 
     def _load(self, name: str) -> int:
         if name not in self._fds:
-            offsets.check([(name, self._module.dump_func(name))], self._uses)
+            offsets.check([(name, self.code(name))], self._uses)
             ctypes.set_errno(0)
             with self._quiet():
                 try:
-                    function = self._module.load_func(name, self._bcc.RAW_TRACEPOINT)
+                    function = self._module.load_func(name.encode(), self._bcc.RAW_TRACEPOINT)
                 except Exception as error:  # bcc knows no other class
                     raise _refusal(str(error)) from None
             self._fds[name] = int(function.fd)
             if name in CALLS:
-                table = self._module["calls"]
+                table = self._module[b"calls"]
                 table[ctypes.c_int(CALLS[name])] = ctypes.c_int(function.fd)
         return self._fds[name]
 

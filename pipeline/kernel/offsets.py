@@ -1,8 +1,10 @@
 """Check the compiled programs against BTF: every read of a kernel struct, where it really reads.
 
-READ (bpf/read.h) puts a tag into a register just before the helper is called. Here the instructions are followed from
-each tag to the call: the offset added to the source pointer and the size must be those of the tagged field. LOAD puts its tag right before the load, which has both. What was compiled is what is checked, so no mistake of the generator, a macro or the
-compiler can read the wrong field in silence. A read without a tag is of our own memory, or a string.
+READ (bpf/read.h) puts a tag into a register just before the helper is called: from there the instructions are
+followed to the call, and the offset added to the source pointer and the size must be those of the tagged field.
+LOAD puts its tag right before the load, which has both, and AT right before the addition. What was compiled is
+what is checked, so no mistake of the generator, a macro or the compiler can read the wrong field in silence. A
+read without a tag is of our own memory, or a string.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from pipeline.errors import UserError
-from pipeline.kernel.source import FIELD_TAG, LOADED, Use
+from pipeline.kernel.source import FIELD_TAG, LOADED, MOVED, Use
 
 __all__ = ["Read", "check", "reads"]
 
@@ -28,7 +30,7 @@ LOADS: Final = {0x71: 1, 0x69: 2, 0x61: 4, 0x79: 8}
 INSTRUCTION: Final = struct.Struct("=BBhi")
 
 Read = tuple[int, int, int]
-"""(tag, offset, bytes)"""
+"""(tag, offset, bytes; 0 bytes: only the address is made)"""
 
 
 def reads(code: bytes) -> Iterator[Read]:
@@ -41,7 +43,10 @@ def reads(code: bytes) -> Iterator[Read]:
             continue
         wide = opcode == LOAD_IMM64
         if opcode == MOV64_IMM and FIELD_TAG <= imm < FIELD_TAG + 2 * LOADED:
-            if imm & LOADED:
+            if imm & MOVED:
+                addition, _, _, distance = instructions[at + 1]
+                yield imm & ~MOVED, abs(distance) if addition == ADD64_IMM else -1, 0
+            elif imm & LOADED:
                 load, _, distance, _ = instructions[at + 1]
                 yield imm & ~LOADED, distance, LOADS.get(load, -1)
             else:
@@ -83,7 +88,7 @@ def check(programs: Iterable[tuple[str, bytes]], uses: Iterable[Use]) -> int:
     for name, code in programs:
         for tag, offset, size in reads(code):
             use = by_tag[tag]
-            if use.place is None or (use.place.offset, use.place.size) != (offset, size):
+            if use.place is None or (use.place.offset, size and use.place.size) != (offset, size):
                 raise UserError(
                     f"the compiled program {name} reads {size} bytes at {offset} for {use.struct}.{use.field}, "
                     f"BTF says {use.place}: not loading it; please report `uname -r` and the version of bcc"

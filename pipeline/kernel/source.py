@@ -18,18 +18,19 @@ from pipeline.event import UNKNOWN
 from pipeline.kernel.btf import Btf, Place
 from pipeline.schema import COMMON, KINDS, TYPES, Field, Schema, by_name
 
-__all__ = ["BPF", "FIELD_TAG", "LOADED", "Use", "generate", "unit", "uses"]
+__all__ = ["BPF", "FIELD_TAG", "LOADED", "MOVED", "Use", "generate", "unit", "uses"]
 
 BPF: Final = Path(__file__).resolve().parents[2] / "bpf"
 FIELD_TAG: Final = 0x5A000000
 """FIELD_… numbers start here, so that a tag is told from any other number in a compiled program."""
 LOADED: Final = 0x8000
 """Bit of a tag that stands before a plain load, not before a call of the helper."""
+MOVED: Final = 0x4000
+"""Bit of a tag that stands before the addition which makes the address of a field."""
 
-USED: Final = re.compile(r"\b(READ|LOAD|LOAD_IF|AT)\((\w+), (\w+),")
+USED: Final = re.compile(r"\b(READ|LOAD|LOAD_IF|AT|AROUND)\((\w+), (\w+),")
 INCLUDED: Final = re.compile(r'^#include "(.+)"$', re.M)
 SIZED: Final = re.compile(r"\bSIZE_(\w+)\b")
-OFFSET: Final = re.compile(r"\bOFFSET_(\w+?)__(\w+)\b")
 C_TYPES: Final = {1: "__u8", 2: "__u16", 4: "__u32", 8: "__u64"}
 
 
@@ -52,7 +53,6 @@ def uses(btf: Btf, folder: Path = BPF) -> list[Use]:
         text = re.sub(r"//.*|^\s*#define .*(\\\n.*)*", "", path.read_text(), flags=re.M)
         for macro, struct, field in USED.findall(text):
             (optional if macro == "LOAD_IF" else read).add((struct, field))
-        read.update(OFFSET.findall(text))
     found = []
     for number, (struct, field) in enumerate(sorted(read | optional), 1):
         place = btf.place(struct, field)
@@ -79,6 +79,7 @@ def generate(btf: Btf, schemas: Mapping[str, Schema] | None = None, folder: Path
         f"#define PAYLOAD {PAYLOAD}",
         f"#define KINDS {KINDS}",
         f"#define LOADED {LOADED:#x}",
+        f"#define MOVED {MOVED:#x}",
         f"#define HIDDEN {HIDDEN}ULL",
         f"#define UNKNOWN {UNKNOWN}U",
         "struct promise { __u32 of, have; };",

@@ -1,4 +1,4 @@
-"""Forced ring overflow: nobody reads while storms run. Each lost chunk is a gap, each lost event is booked."""
+"""Forced ring overflow: nobody reads while storms run. Lost chunks are gaps, and lost events are booked."""
 
 from __future__ import annotations
 

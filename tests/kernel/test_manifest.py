@@ -1,0 +1,62 @@
+"""What the loader leaves for the pipeline, and when it is not to be believed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.kernel.manifest import FILE, Hook, Manifest, boot_id
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    pins = tmp_path / "pins"
+    pins.mkdir()
+    (pins / "map_books").touch()
+    return Manifest(
+        boot_id=boot_id(),
+        attached=17,
+        pins=str(pins),
+        state=str(tmp_path),
+        rings={0: 65536, 3: 65536},
+        entries=4,
+        kinds=["exec", "exit"],
+        hooks=[
+            Hook("exec", "lsm", "bprm", "on_bprm", False, "refused"),
+            Hook("exec", "tracepoint", "sched_process_exec", "on_exec", True, "proven"),
+        ],
+        processes=5,
+    )
+
+
+def test_it_is_read_as_it_was_written(manifest: Manifest, tmp_path: Path) -> None:
+    manifest.write()
+    assert Manifest.read(tmp_path) == manifest
+    assert manifest.surfaces == {"exec": "tracepoint"}
+    assert manifest.id == f"{boot_id()}-17"
+
+
+def test_there_is_none(tmp_path: Path) -> None:
+    assert Manifest.read(tmp_path) is None
+
+
+def test_one_of_another_boot_says_nothing(manifest: Manifest, tmp_path: Path) -> None:
+    replace(manifest, boot_id="0" * 32).write()
+    assert Manifest.read(tmp_path) is None
+
+
+def test_one_whose_pins_are_gone_says_nothing(manifest: Manifest, tmp_path: Path) -> None:
+    manifest.write()
+    (Path(manifest.pins) / "map_books").unlink()
+    assert Manifest.read(tmp_path) is None
+
+
+def test_half_a_file_says_nothing(manifest: Manifest, tmp_path: Path) -> None:
+    manifest.write()
+    whole = (tmp_path / FILE).read_text()
+    assert json.loads(whole)["entries"] == 4
+    (tmp_path / FILE).write_text(whole[: len(whole) // 2])
+    assert Manifest.read(tmp_path) is None
