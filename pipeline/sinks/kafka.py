@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import trio
-from confluent_kafka import KafkaError, Producer
+from confluent_kafka import KafkaError
 
 from pipeline.event import Encoded, Ints
-from pipeline.kafka import OVERHEAD, AwayError, BrokerError, clear, ensure, explain, producer
+from pipeline.kafka import AwayError, explain
 from pipeline.ledger import zeros
 from pipeline.place import Kafka
+from pipeline.sinks.connection import Connection
 from pipeline.sinks.flight import Flight, Trouble
 from pipeline.sinks.outbox import Outbox
 from pipeline.sinks.sink import Keeper
@@ -38,8 +39,6 @@ SLOW: Final = 0.25
 """Seconds that a batch may take while the rings are more than half full."""
 END: Final = 10.0
 """Seconds that the end of a run gives a broker that is well to take what is in the outbox."""
-RETRY: Final = 1.0
-"""Seconds between two tries to reach a broker."""
 WAITING: Final = 8
 """Batches that may wait for the pump."""
 ROWS: Final = 8 << 20
@@ -63,10 +62,8 @@ class KafkaSink:
         largest: int = 8 << 20,
     ) -> None:
         """`properties` are librdkafka's; `partitions`, `largest` (bytes of a record) are for new topics."""
-        self.limits: dict[str, int] = {}
-        """Family → bytes of the largest record that its topic takes; known once the broker was seen."""
-        self._largest, self._partitions = largest, partitions
-        self._place, self._properties = place, dict(properties or {})
+        self._place = place
+        self._connection = Connection(place, dict(properties or {}), partitions, largest)
         self._outbox, self._keeper, self._warn = outbox, keeper, warn
         self._incoming: deque[Encoded] = deque()
         self._sending: deque[Flight] = deque()  # not all of it is librdkafka's yet
@@ -74,37 +71,35 @@ class KafkaSink:
         self._trouble = Trouble()
         self._spilling = not outbox.is_empty
         self._row = 0  # the last row of the outbox that was made a flight
-        self._producer: Producer | None = None
-        self._alone: Producer | None = None
-        self._heard: list[KafkaError] = []
         self._progress = -STALL
         self._said = ""
         self._broke: int | None = None
         self._ended_at: float | None = None
-        self._wake, self._room, self._lost = trio.Event(), trio.Event(), trio.Event()
+        self._wake, self._room = trio.Event(), trio.Event()
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Family → bytes of the largest record that its topic takes; filled once the broker was seen."""
+        return self._connection.limits
 
     # -- the contract
 
     async def open(self) -> None:
         """Reach the broker. Raises BrokerError; an absent broker is a warning, and the outbox."""
         try:
-            await self._connect()
+            await self._connection.open()
             self._progress = trio.current_time()
         except AwayError as error:
             self._say_away(str(error))
-            self._lost.set()
 
     async def run(self, source: Link[Encoded]) -> None:
         """See Sink. Where the broker is away at the end, what is left is safe in the outbox."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._stay_connected)
+            nursery.start_soon(self._connection.stay, lambda: self._wake.set(), self._say_away)
             nursery.start_soon(self._take, source)
             await self._pump()
             nursery.cancel_scope.cancel()
-        for client in (self._producer, self._alone):
-            if client:
-                await _discard(client)
-        self._producer = self._alone = None
+        await self._connection.close()
 
     def held(self) -> Ints:
         """See Sink: what came in and is neither acknowledged nor in the outbox."""
@@ -124,7 +119,7 @@ class KafkaSink:
     async def _take(self, source: Link[Encoded]) -> None:
         async for batch in source:
             if not self._is_busy():
-                self._progress = trio.current_time() if self._producer else -STALL
+                self._progress = trio.current_time() if self._connection.producer else -STALL
             self._incoming.append(batch)
             self._wake.set()
             while len(self._incoming) >= WAITING:
@@ -146,28 +141,19 @@ class KafkaSink:
                 return
             await self._nap()
 
-    async def _stay_connected(self) -> None:
-        while True:
-            await self._lost.wait()
-            try:
-                await self._connect()
-                self._lost = trio.Event()
-            except (AwayError, BrokerError) as error:
-                self._say_away(str(error))
-            await trio.sleep(RETRY)
-
     # -- what the pump does
 
     async def _send(self) -> None:
         """Make flights, and give librdkafka what it takes."""
-        if not self._producer:
+        producer = self._connection.producer
+        if not producer:
             return
         if self._spilling and not self._sending:
             await self._fetch()
         while self._sending or (self._incoming and not self._spilling):
             if not self._sending:
                 self._sending.append(self._flight(self._incoming.popleft()))
-            if not self._sending[0].send(self._producer):
+            if not self._sending[0].send(producer):
                 return
             self._flying.append(self._sending.popleft())
 
@@ -184,32 +170,26 @@ class KafkaSink:
 
     def _poll(self) -> None:
         """Serve the callbacks; deal with what they reported."""
-        served = self._producer.poll(0) if self._producer else 0
-        if self._alone:
-            served += self._alone.poll(0)
-        if served > len(self._heard):
+        served, errors = self._connection.poll()
+        if served:
             self._progress = trio.current_time()
-        for error in self._heard:
+        for error in errors:
             if error.code() == KafkaError._FATAL:
                 self._trouble.broken = error
             elif self._is_stalled():
                 self._say_away(explain(error, self._place.address))
-        self._heard.clear()
         if self._trouble.broken:
             self._begin_again(self._trouble.broken)
         elif self._trouble.refused:
             self._separate()
-        elif self._alone and not len(self._alone):
-            self._alone = None
 
     def _separate(self) -> None:
         """Records whose batch was refused go again, each in a batch of its own: only the guilty is lost."""
-        if not self._alone:
-            self._alone = self._make_producer(batch_num_messages=1)
+        alone = self._connection.alone()
         while self._trouble.refused:
             flight, record = self._trouble.refused[-1]
             try:
-                flight.send_alone(self._alone, record)
+                flight.send_alone(alone, record)
             except BufferError:
                 return
             self._trouble.refused.pop()
@@ -226,8 +206,7 @@ class KafkaSink:
         self._sending.clear()
         # Callbacks of the old producer would reach flights that nobody waits for.
         self._trouble = Trouble()
-        self._producer = self._alone = None
-        self._lost.set()
+        self._connection.lose()
 
     async def _retire(self) -> None:
         """Everything before the first flight that is not acknowledged is safe."""
@@ -313,29 +292,3 @@ class KafkaSink:
         if not self._said:
             self._warn(f"{why}; events go to the outbox until it is back")
         self._said = why
-
-    # -- the broker
-
-    async def _connect(self) -> None:
-        self._producer = await trio.to_thread.run_sync(self._reach, abandon_on_cancel=True)
-        self._wake.set()
-
-    def _reach(self) -> Producer:
-        """Make sure of the topics and of a producer that is connected. Blocks."""
-        limits = ensure(self._place, self._properties, partitions=self._partitions, largest=self._largest)
-        self.limits.update({family: limit - OVERHEAD for family, limit in limits.items()})
-        client = self._make_producer()
-        # Without this the first record waits a second for librdkafka's own first look.
-        with clear(self._place.address):
-            client.list_topics(timeout=STALL)
-        return client
-
-    def _make_producer(self, **own: Any) -> Producer:
-        largest = max(self.limits.values(), default=self._largest) + OVERHEAD
-        return producer(self._place, self._properties, largest=largest, heard=self._heard.append, **own)
-
-
-async def _discard(client: Producer) -> None:
-    """Let a producer go with what it has not delivered: that is safe elsewhere."""
-    client.purge(blocking=False)
-    await trio.to_thread.run_sync(client.flush, 0.1)
