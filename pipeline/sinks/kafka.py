@@ -35,7 +35,7 @@ AWAY_NAP: Final = 0.05
 """The same while the broker is away."""
 STALL: Final = 1.0
 """Seconds without an acknowledgement after which the broker is away."""
-SLOW: Final = 0.25
+SLOW: Final = 1.0
 """Seconds that a batch may take while the rings are more than half full."""
 END: Final = 10.0
 """Seconds that the end of a run gives a broker that is well to take what is in the outbox."""
