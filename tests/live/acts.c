@@ -256,6 +256,21 @@ static int stay(void)
     return 0;
 }
 
+// The leader ends; another thread waits until standard input ends.
+static void *wait_for_input(void *unused)
+{
+    stay();
+    _exit(0);
+    return unused;
+}
+
+static int headless(void)
+{
+    in_thread(wait_for_input);
+    syscall(SYS_exit, 0);
+    return 1;
+}
+
 static int die_by(void)
 {
     raise(atoi(rest[0]));
@@ -265,7 +280,7 @@ static int die_by(void)
 static const struct { const char *name; int (*run)(void); } ACTS[] = {
     {"thread-exec", thread_exec}, {"leader-first", leader_first}, {"threads", threads}, {"exec-32", exec_32},
     {"memfd", memfd}, {"at", at}, {"vfork", vfork_exec}, {"work", work}, {"hop", hop}, {"storm", storm},
-    {"stay", stay}, {"die", die_by}, {"of-stack", of_stack}, {"as", as},
+    {"stay", stay}, {"headless", headless}, {"die", die_by}, {"of-stack", of_stack}, {"as", as},
 };
 
 int main(int argc, char **argv)

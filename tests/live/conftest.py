@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.kernel.proc import Process, processes
 from tests.live.host import need_kernel
-from tests.live.run import Live
+from tests.live.run import Live, eventually
 
 NUMBERS = count()
 
@@ -60,7 +60,24 @@ def make_live(ground: Path) -> Iterator[Callable[..., Live]]:
 
 
 @pytest.fixture(scope="session")
-def before() -> frozenset[Process]:
+def headless(acts: bytes) -> Iterator[subprocess.Popen[bytes]]:
+    """A process whose leader ended before anything was attached, while another thread lives."""
+    with subprocess.Popen([acts, b"headless", b"argument"], stdin=subprocess.PIPE) as process:
+        eventually(lambda: ") Z" in Path(f"/proc/{process.pid}/stat").read_text(), "the leader to end")
+        yield process
+
+
+@pytest.fixture(scope="session")
+def ended(acts: bytes) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ended before anything was attached; nobody has waited for it."""
+    process = subprocess.Popen([acts])
+    eventually(lambda: ") Z" in Path(f"/proc/{process.pid}/stat").read_text(), "the process to end")
+    yield process
+    process.wait()
+
+
+@pytest.fixture(scope="session")
+def before(headless: object, ended: object) -> frozenset[Process]:
     """The test's own look at /proc, before anything is attached."""
     return frozenset(processes())
 

@@ -96,7 +96,7 @@ def alive() -> set[bytes]:
             fields = (PROC / name / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        if fields[0] not in "ZX":
+        if fields[0] not in "ZX" or int(fields[17]) > 1:  # threads outlive their leader
             found.add(IDENTITY_KEY.pack(int(fields[19]), int(name)))
     return found
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from pipeline.kernel import bpf
+from pipeline.kernel.layout import IDENTITY_KEY
 from pipeline.kernel.proc import Process, processes
 from tests.live.run import Live
 from tests.live.witness import as_record
@@ -14,9 +17,11 @@ from tests.live.witness import as_record
 pytestmark = pytest.mark.kernel
 
 
-def test_everything_that_was_there_has_its_event(live: Live, before: frozenset[Process]) -> None:
+def test_everything_that_was_there_has_its_event(
+    live: Live, before: frozenset[Process], ended: subprocess.Popen[bytes]
+) -> None:
     live.log.read()
-    lasting = before & frozenset(processes())
+    lasting = {process for process in before & frozenset(processes()) if process.identity.pid != ended.pid}
     assert len(lasting) > 10
     described = {
         (r["process"]["pid"], r["process"]["start"] // 10_000_000)
@@ -58,6 +63,27 @@ def test_the_same_process_has_the_same_id_in_all_events(live: Live) -> None:
     live.log.read()
     ids = {r["process"]["id"] for r in live.log.of(os.getpid())}
     assert len(ids) == 1
+
+
+def test_a_process_whose_leader_has_ended(live: Live, acts: bytes, headless: subprocess.Popen[bytes]) -> None:
+    live.log.read()
+    (record,) = live.log.of(headless.pid, "process")
+    assert record["executable"] == acts.decode()
+    assert record["argv"] == [acts.decode(), "headless", "argument"]
+
+
+def test_a_process_that_has_ended_has_no_event_and_no_identity(
+    live: Live, ended: subprocess.Popen[bytes]
+) -> None:
+    assert Path(f"/proc/{ended.pid}").exists()
+    assert not live.log.of(ended.pid)
+    map = bpf.get(live.pins / "map_identities")
+    try:
+        pids = {IDENTITY_KEY.unpack(key)[1] for key in bpf.keys(map, IDENTITY_KEY.size)}
+    finally:
+        os.close(map)
+    assert ended.pid not in pids
+    assert os.getpid() in pids
 
 
 def test_threads_of_the_kernel_have_no_program(live: Live) -> None:
