@@ -35,7 +35,7 @@ __all__ = [
 
 FOLDER: Final = Path(__file__).resolve().parent.parent / "schemas"
 KINDS: Final = 32
-"""Room for kinds in the kernel's books and in every array indexed by kind; numbers run from 1 to KINDS - 1."""
+"""Room for kinds in the kernel's books and in every array indexed by kind; numbers: 1 to KINDS - 1."""
 
 # type name -> (C type, numpy type, JSON type)
 TYPES: Final = {
@@ -122,9 +122,9 @@ class Schema:
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
-        """The payload of this kind's head as numpy sees it in a chunk (chunk.HEADER rows can be viewed as this).
+        """The payload of this kind's head as numpy sees it in a chunk (chunk.HEADER can be viewed so).
 
-        A promise NAME is a pair NAME_of, NAME_have (bytes; u32 each). `room` is what data the head itself holds.
+        A promise NAME is a pair NAME_of, NAME_have (bytes; u32 each). `room` is what data the head holds.
         The fields of chunk.HEADER are not repeated: a kind may have a field `flags` of its own.
         """
         names: list[str] = []
@@ -177,40 +177,64 @@ def load(folder: Path = FOLDER) -> dict[str, Schema]:
         except tomllib.TOMLDecodeError as error:
             raise SchemaError(f"{path}: {error}") from None
     schemas = [_build(name, raw) for name in raw]
-    concrete = sorted((s for s in schemas if not s.abstract), key=lambda s: s.number)
+    for schema in schemas:
+        _check(schema)
+    concrete = [s for s in schemas if not s.abstract]
     numbers = [s.number for s in concrete]
-    if len(set(numbers)) != len(numbers) or any(not 0 < n < KINDS for n in numbers):
+    if len(set(numbers)) != len(numbers) or not set(numbers) <= set(range(1, KINDS)):
         raise SchemaError(f"{folder}: kinds need numbers of their own from 1 to {KINDS - 1}, got {numbers}")
-    return {s.name: s for s in concrete}
+    return {s.name: s for s in sorted(concrete, key=lambda s: s.number)}
 
 
-def _build(name: str, raw: dict[str, dict[str, Any]]) -> Schema:
+def _build(name: str, raw: dict[str, dict[str, Any]], heirs: tuple[str, ...] = ()) -> Schema:
     table = raw[name]
     try:
-        fields, promises = _inherited(table, raw)
+        fields, promises = _inherited(table, raw, (*heirs, name))
         for entry in table.get("fields", ()):
             fields.append(_field(entry))
         for entry in table.get("promises", ()):
             if entry["type"] not in PROMISE_TYPES:
                 raise SchemaError(f"promise {entry['name']}: type is one of {', '.join(PROMISE_TYPES)}")
             promises.append(Promise(**entry))
+        if table["name"] != name:
+            raise SchemaError(f'name = "{table["name"]}" is not the name of the file')
         return Schema(
-            name=table["name"],
+            name=name,
             summary=table["summary"],
             fields=tuple(fields),
             promises=tuple(promises),
             surfaces=tuple(Surface(**entry) for entry in table.get("surfaces", ())),
             **{k: table[k] for k in ("number", "version", "family", "ecs", "ocsf", "abstract") if k in table},
         )
-    except (KeyError, TypeError, SchemaError) as error:
+    except KeyError as error:
+        raise SchemaError(f"schemas/{name}.toml: the key {error} is missing") from None
+    except (TypeError, SchemaError) as error:
         raise SchemaError(f"schemas/{name}.toml: {error}") from None
 
 
-def _inherited(table: dict[str, Any], raw: dict[str, dict[str, Any]]) -> tuple[list[Field], list[Promise]]:
-    """What a schema takes over: from the one it extends (which has the common block), or the common block."""
+def _check(schema: Schema) -> None:
+    """What only the whole of a schema shows."""
+    paths = [f.path for f in schema.fields] + [(p.name,) for p in schema.promises]
+    names = [f.name for f in schema.fields] + [p.name for p in schema.promises]
+    for what, found in (("name", names), ("place in the record", [".".join(path) for path in paths])):
+        twice = sorted({each for each in found if found.count(each) > 1})
+        if twice:
+            raise SchemaError(f"schemas/{schema.name}.toml: the {what} {', '.join(twice)} is taken twice")
+    _ = schema.dtype  # raises SchemaError if the head is too long
+
+
+def _inherited(
+    table: dict[str, Any], raw: dict[str, dict[str, Any]], heirs: tuple[str, ...]
+) -> tuple[list[Field], list[Promise]]:
+    """What a schema takes over: from the one it extends, which has the common block, or from that block."""
     if table.get("abstract"):
         return [], []
-    parent = _build(table.get("extends", "common"), raw)
+    name = table.get("extends", "common")
+    if name not in raw:
+        raise SchemaError(f"extends: there is no schemas/{name}.toml")
+    if name in heirs:
+        raise SchemaError(f"extends: {' → '.join((*heirs, name))} goes round in a circle")
+    parent = _build(name, raw, heirs)
     without = set(table.get("without", ()))
     return (
         [f for f in parent.fields if f.name not in without],
@@ -247,5 +271,5 @@ def families() -> dict[str, tuple[Schema, ...]]:
     return {name: tuple(kinds) for name, kinds in found.items()}
 
 
-COMMON: Final = tuple(_build("common", {"common": tomllib.loads((FOLDER / "common.toml").read_text())}).fields)
+COMMON: Final = _build("common", {"common": tomllib.loads((FOLDER / "common.toml").read_text())}).fields
 """The fields that every kind's head begins with, at the same offsets."""
