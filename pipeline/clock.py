@@ -1,7 +1,7 @@
 """The clock that live passes are stamped with: boottime, and what to add to it for the time since the epoch.
 
-The sum is only changed when the system's clock really stepped or drifted: two clocks cannot be read at the same
-instant, and events must not change places by the nanoseconds in between.
+The sum is only changed when the system's clock really stepped or drifted: two clocks cannot be read at the
+same instant, and events must not change places by the nanoseconds in between.
 """
 
 from __future__ import annotations

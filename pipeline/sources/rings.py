@@ -1,9 +1,9 @@
-"""Live rings: one task per ring waits; whichever wakes starts passes over all rings, each of which becomes one batch.
+"""Live rings: one task per ring waits; whichever wakes starts passes over all rings. Each pass is one batch.
 
-While anything is unread or unsafe (read, but not yet acknowledged) a pass is made after every nap. Waiting on the
-descriptors would not do then: a ring whose position is held back is always readable, so level-triggered epoll spins, and
-the kernel wakes nobody before the position has caught up. When everything is safe, only the descriptors are
-waited on, and nothing ticks.
+While anything is unread or unsafe (read, but not yet acknowledged) a pass is made after every nap. Waiting on
+the descriptors would not do then: a ring whose position is held back is always readable, so level-triggered
+epoll spins, and the kernel wakes nobody before the position has caught up. When everything is safe, only the
+descriptors are waited on, and nothing ticks.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ LIMIT: Final = 8192
 class Rings:
     """The source of live chunks.
 
-    rings: by number. descriptors: what can be waited on, for those rings that are in the kernel. now: boottime, and what to
-    add to it for the time since the epoch, both ns.
+    rings: by number. descriptors: what can be waited on, for those rings that are in the kernel. now:
+    boottime, and what to add to it for the time since the epoch, both ns.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Rings:
         self._awake = trio.Event()
 
     def stop(self, *, drain: bool) -> None:
-        """End. `drain`: read what is in the rings first (nothing is attached any more that could fill them)."""
+        """End. `drain`: read what is in the rings first (nothing fills them any more)."""
         self._stop, self._drain = True, drain
         self._awake.set()
 
@@ -107,8 +107,7 @@ class Rings:
             found = ring.read(LIMIT)
             if found is not None:
                 slices.append(found)
-            if ring.stalled:  # what is being written there is later than what was read
-                watermark = min(watermark, ring.time)
-            elif found is not None and len(found.chunks) == LIMIT:  # more stands there already
-                watermark = min(watermark, ring.time)
+            full = found is not None and len(found.chunks) == LIMIT
+            if ring.stalled or full:  # what stands there already is hardly earlier than what was read
+                watermark = min(watermark, ring.time - SLACK)
         return Pass(tuple(slices), watermark, clock)
