@@ -8,8 +8,10 @@ where parts are joined.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
+from operator import attrgetter
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -29,6 +31,9 @@ MEMORY: Final = 4 << 20
 TEMPLATES: Final = 256
 SLACK: Final = 64
 """Bytes that a record which is cut may end below its limit: what `unsettled` says of the cut."""
+
+
+_packed = attrgetter("packed")
 
 
 class Encode:
@@ -58,20 +63,14 @@ class Encode:
     def __call__(self, batch: Batch) -> Iterable[Encoded]:
         """One Encoded per batch, records in the batch's order."""
         kinds = batch.heads["kind"]
-        keys = np.empty(len(batch), object)
-        values = np.empty(len(batch), object)
-        rows_of: dict[str, list[Ints]] = {}
+        parts: dict[str, list[_Part]] = {}
         for number in np.flatnonzero(batch.counts).tolist():
             kind = self._kinds[number]
             rows = np.flatnonzero(kinds == number)
-            keys[rows], values[rows] = kind(batch, rows, self._limits.get(kind.schema.family))
-            rows_of.setdefault(kind.schema.family, []).append(rows)
+            keys, values = kind(batch, rows, self._limits.get(kind.schema.family))
+            parts.setdefault(kind.schema.family, []).append(_Part(rows, keys, values))
         times = batch.heads["time"] + batch.clock
-        records = {}
-        for family, parts in rows_of.items():
-            rows = np.sort(np.concatenate(parts))
-            ms = times[rows] // 1_000_000
-            records[family] = Records(keys[rows].tolist(), values[rows].tolist(), ms.tolist())
+        records = {family: _in_order(times, some) for family, some in parts.items()}
         span = (int(times.min()), int(times.max())) if len(batch) else (0, 0)
         return (Encoded(records, batch.counts, batch.passage, span),)
 
@@ -82,6 +81,25 @@ class Encode:
     def held(self) -> Ints:
         """Nothing is held."""
         return zeros()
+
+
+class _Part(NamedTuple):
+    """The records of one kind, and the batch's rows that they are."""
+
+    rows: Ints
+    keys: list[bytes]
+    values: list[bytes]
+
+
+def _in_order(times: Ints, parts: list[_Part]) -> Records:
+    """Records of several kinds in the order of their rows; `times` are the batch's, ns."""
+    rows = np.concatenate([part.rows for part in parts])
+    keys = list(chain.from_iterable(part.keys for part in parts))
+    values = list(chain.from_iterable(part.values for part in parts))
+    order = np.argsort(rows, kind="stable")
+    ms = times[rows[order]] // 1_000_000
+    places = order.tolist()
+    return Records([keys[at] for at in places], [values[at] for at in places], ms.tolist())
 
 
 class _Kind:
@@ -101,17 +119,18 @@ class _Kind:
         """Keys and values of these rows."""
         heads = pick(batch.heads, rows)
         keys, fixed = self._fixed(heads, batch.clock)
-        origins = [origin.packed for origin in batch.columns["origin"][rows].tolist()]
-        programs = [program.packed for program in batch.columns["program"][rows].tolist()]
-        starts = [a + b + c for a, b, c in zip(fixed, origins, programs, strict=True)]
-        if self._tails is None:
-            return keys, starts
-        parts, singles = self._tails(batch, rows, heads)
-        values = list(map(b"".join, zip(starts, *parts, strict=True)))
+        named = [list(map(_packed, batch.columns[name][rows].tolist())) for name in ("origin", "program")]
+        parts, singles = self._tails(batch, rows, heads) if self._tails else ([], {})
+        # One join for all parts: each byte is copied once.
+        values = list(map(b"".join, zip(fixed, *named, *parts, strict=True)))
+
+        def start(at: int) -> bytes:
+            return b"".join((fixed[at], *(column[at] for column in named)))
+
         for at, tail in singles.items():
-            values[at] = _joined(starts[at], tail)
-        if limit is not None and len(keys[0]) + max(map(len, values)) > limit:
-            self._cut(batch, rows, starts, values, limit - len(keys[0]))
+            values[at] = _joined(start(at), tail)
+        if self._tails and limit is not None and len(keys[0]) + max(map(len, values)) > limit:
+            self._cut(batch, rows, start, values, limit - len(keys[0]))
         return keys, values
 
     def _fixed(self, heads: Array, clock: int) -> tuple[list[bytes], list[bytes]]:
@@ -142,7 +161,9 @@ class _Kind:
             template = self._templates[mask] = Template(self.schema, self._host, self._surface, mask)
         return template
 
-    def _cut(self, batch: Batch, rows: Ints, starts: list[bytes], values: list[bytes], limit: int) -> None:
+    def _cut(
+        self, batch: Batch, rows: Ints, start: Callable[[int], bytes], values: list[bytes], limit: int
+    ) -> None:
         """Cut what is beyond the limit, longest promise first; what cannot be made to fit stays for the
         sink to refuse."""
         assert self._tails is not None
@@ -155,7 +176,7 @@ class _Kind:
                 keep = max(0, tail.size - over - SLACK)
                 caps[tail.longest] = tail.shown * keep // tail.size
                 tail = self._tails.single(batch, int(rows[at]), caps)
-                values[at] = _joined(starts[at], tail)
+                values[at] = _joined(start(at), tail)
 
 
 def _joined(start: bytes, tail: Tail) -> bytes:
