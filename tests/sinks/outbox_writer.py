@@ -40,6 +40,8 @@ async def main(folder: Path) -> None:
 
     books = restore(area, [store.books()])
     number = books.number
+    for ring_books in books.rings.values():  # the last one may have been killed before it moved
+        move(0, ring_books.position)
     outbox = Outbox(store, BookKeeper(books, area, move=move, pressure=lambda: 0.0), warn=print)
     dice = random.Random()
     print("ready", flush=True)

@@ -86,7 +86,7 @@ def test_a_sigkill_at_any_instant_leaves_exact_books(tmp_path: Path) -> None:
         accounted = store.counts() + settled.acknowledged + sum(settled.lost.values(), zeros())
         assert accounted.sum() == books.number * SIZE
         assert accounted.tolist() == (total(stream(1, SIZE)) * books.number).tolist()
-        # The ring may lag one release behind the books; it may never be ahead of them.
+        # The ring may lag behind the books by what one release moves; it may never be ahead of them.
         position = struct.unpack("<q", ring[:8])[0]
         at_books = books.rings[0].position if books.rings else 0
         assert at_books - 3 * SIZE * 256 <= position <= at_books
