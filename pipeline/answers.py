@@ -1,4 +1,5 @@
-"""The one place where the pipeline asks the world: names of users, cgroup paths, the host's identity (invariant I9).
+"""The one place where the pipeline asks the world: names of users, cgroup paths, the host's identity
+(invariant I9).
 
 Stages get an `Answers` and ask nothing else, so a capture can record what was answered and a replay can give
 the same answers again.

@@ -2,8 +2,8 @@
 
     rings → merge → assemble → enrich → filter → encode → sink
 
-Each arrow is a small bounded link, each stage one task in one nursery. It ends from the front: the source closes its
-link, the end cascades, and `run` is over when the sink has made the last batch safe.
+Each arrow is a small bounded link, each stage one task in one nursery. It ends from the front: the source
+closes its link, the end cascades, and `run` is over when the sink has made the last batch safe.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from pipeline.ledger import Statement, zeros
 from pipeline.live_answers import LiveAnswers
 from pipeline.redact import Redaction
 from pipeline.sinks.checkpoint import BookKeeper
-
 from pipeline.sinks.jsonlines import JsonLines
 from pipeline.sinks.kafka import KafkaSink
 from pipeline.sinks.log import LogSink
@@ -51,7 +50,9 @@ SETTLE: Final = 0.05
 """Seconds that programs may still run for after their links are gone."""
 Say: TypeAlias = Callable[[str], None]
 DEADLINE: Final = 60.0
-"""Seconds that a pipeline may take to end after the first signal. What is not safe by then stays in the rings."""
+"""Seconds that a pipeline may take to end after the first signal. What is not safe by then stays in the
+rings.
+"""
 
 
 class Pipeline:
@@ -73,7 +74,9 @@ class Pipeline:
             restored,
             self._attachment.area,
             move=lambda ring, position: self._rings[ring].release(position),
-            pressure=lambda: max(ring.filled for number, ring in self._rings.items() if number in manifest.rings),
+            pressure=lambda: max(
+                ring.filled for number, ring in self._rings.items() if number in manifest.rings
+            ),
         )
         for ring in self._rings.values():  # a run that was killed may have stored the books and moved nothing
             ring.release(ring.position)
@@ -106,7 +109,9 @@ class Pipeline:
             await self._sink.open()
 
     async def run(self, *, detaching: bool) -> bool:
-        """Run to the end. `detaching`: no event shall come in after the end began. False: it had to be cut short."""
+        """Run to the end. `detaching`: no event shall come in after the end began. False: it had to be cut
+        short.
+        """
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_told, scope, detaching)
@@ -153,7 +158,9 @@ class Pipeline:
         return [each for each in found if each]
 
     async def _until_told(self, scope: trio.CancelScope, detaching: bool) -> None:
-        """Begin the end when the time is over or a signal comes; a second signal, or the deadline, cuts it short."""
+        """Begin the end when the time is over or a signal comes; a second signal, or the deadline, cuts it
+        short.
+        """
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             with trio.move_on_after(self._config.duration or float("inf")):
                 await anext(aiter(signals))

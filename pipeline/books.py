@@ -1,8 +1,9 @@
-"""The ledger as `promissory ledger` prints it: of a live pipeline, of what a dead one left, of the last one that ended.
+"""The ledger as `promissory ledger` prints it: of a live pipeline, of what a dead one left, of the last one
+that ended.
 
-A live pipeline answers on a socket in its state folder. Where none is live and probes are attached, everything that a
-statement needs can still be found: the kernel's counters and the rings by their pins, the checkpoint's books, and
-the rows of the outbox. After a clean end the last statement stands in a file.
+A live pipeline answers on a socket in its state folder. Where none is live and probes are attached,
+everything that a statement needs can still be found: the kernel's counters and the rings by their pins, the
+checkpoint's books, and the rows of the outbox. After a clean end the last statement stands in a file.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ def compute(
     holders: Iterable[Holder] = (),
     parked: Iterable[Parked] = (),
 ) -> Statement:
-    """One look at all terms. The kernel's counters are read first and last: what comes in meanwhile lies between."""
+    """One look at all terms. The kernel's counters are read first and last: what comes in meanwhile lies
+    between.
+    """
     kernel = attachment.look(rings)
     parked = list(parked)
     outcomes = [each.settled() for each in parked]
@@ -114,7 +117,9 @@ def leave(state: Path, plain: Mapping[str, Any]) -> None:
 
 
 def close(manifest: Manifest) -> dict[str, Any]:
-    """The last statement of an attachment that is about to go: what nobody took from its rings is lost, and booked."""
+    """The last statement of an attachment that is about to go: what nobody took from its rings is lost, and
+    booked.
+    """
     plain = _offline(manifest, unread_is_lost=True).to_plain()
     leave(Path(manifest.state), plain)
     return plain
@@ -125,15 +130,15 @@ def close(manifest: Manifest) -> dict[str, Any]:
 
 def ask(state: Path) -> dict[str, Any] | None:
     """Ask the pipeline that runs over a state folder; None: none does."""
-    with socket.socket(socket.AF_UNIX) as connection:
+    with socket.socket(socket.AF_UNIX) as connection, _address(state / SOCKET) as address:
         connection.settimeout(10)
         try:
-            connection.connect(_address(state / SOCKET))
+            connection.connect(address)
             answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
-        except OSError:
+            plain: dict[str, Any] = json.loads(answer)
+        except (OSError, json.JSONDecodeError):  # none is there, or it died while it spoke
             return None
-    plain: dict[str, Any] = json.loads(answer) if answer else {}
-    return plain or None
+    return plain
 
 
 async def answer(state: Path, statement: Callable[[], Statement]) -> None:
@@ -141,7 +146,8 @@ async def answer(state: Path, statement: Callable[[], Statement]) -> None:
     path = state / SOCKET
     path.unlink(missing_ok=True)
     listener = trio.socket.socket(trio.socket.AF_UNIX)
-    await listener.bind(_address(path))
+    with _address(path) as address:
+        await listener.bind(address)
     path.chmod(0o600)
     listener.listen(8)
     try:
@@ -159,11 +165,18 @@ async def answer(state: Path, statement: Callable[[], Statement]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _address(path: Path) -> str:
+@contextmanager
+def _address(path: Path) -> Iterator[str]:
     """A socket's name takes 107 bytes; a path through our own descriptor table is short."""
-    if len(os.fsencode(path)) < 100:
-        return str(path)
-    return f"/proc/self/fd/{os.open(path.parent, os.O_PATH | os.O_DIRECTORY)}/{path.name}"
+    try:
+        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    except FileNotFoundError:  # then there is no socket either
+        yield str(path)
+        return
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 # ---- what is left
@@ -197,7 +210,9 @@ def _last(state: Path) -> dict[str, Any]:
     try:
         plain: dict[str, Any] = json.loads((state / FILE).read_text())
     except FileNotFoundError:
-        raise UserError(f"{state} has no ledger: nothing ran there yet; name the folder with --state") from None
+        raise UserError(
+            f"{state} has no ledger: nothing ran there yet; name the folder with --state"
+        ) from None
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{state / FILE} cannot be read: {error}") from None
     return plain

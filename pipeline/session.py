@@ -1,7 +1,8 @@
-"""One `promissory run` from beginning to end: what is attached, who else runs, the pipeline, the last statement.
+"""One `promissory run` from beginning to end: what is attached, who else runs, the pipeline, the last
+statement.
 
-A run that found nothing attached attaches, and detaches at a clean end; one that found probes attached takes up where
-the last one stopped, and leaves them attached.
+A run that found nothing attached attaches, and detaches at a clean end; one that found probes attached takes
+up where the last one stopped, and leaves them attached.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ async def run(config: Config, *, say: Say) -> int:
         plain = _remove(config, manifest) if ours and finished else books.of_state(config.state)
     _tell(config, plain, say)
     if not finished:
-        say("ended before everything was safe: probes stay attached, the next run goes on where this one stopped")
+        say(
+            "ended before everything was safe: probes stay attached, the next run goes on from here"
+        )
     return 0 if finished and plain["balanced"] else 1
 
 
@@ -61,7 +64,9 @@ def attach(config: Config) -> Manifest:
 
 
 def detach(config: Config, say: Say) -> bool:
-    """Remove every pin of ours; what nobody took from the rings is booked as lost. False: nothing was attached."""
+    """Remove every pin of ours; what nobody took from the rings is booked as lost. False: nothing was
+    attached.
+    """
     with _alone(config.state):
         manifest = Manifest.read(config.state)
         if manifest is None:
@@ -69,7 +74,9 @@ def detach(config: Config, say: Say) -> bool:
         plain = _remove(config, manifest)
     unread = sum(row["count"] for row in plain["losses"] if row["reason"] == "detached")
     if unread:
-        say(f"{unread:,} events were still in the rings and are lost; `promissory run` before `detach` takes them")
+        say(
+            f"{unread:,} events were still in the rings and are lost; a `run` before `detach` takes them"
+        )
     return True
 
 
@@ -111,16 +118,22 @@ def _tell(config: Config, plain: dict[str, Any], say: Say) -> None:
 
 @contextmanager
 def _alone(state: Path) -> Iterator[None]:
-    """Only one command may work over a state folder. What is made there holds command lines: for its owner alone."""
+    """Only one command may work over a state folder. What is made there holds command lines: for its owner
+    alone.
+    """
     os.umask(0o077)
     try:
         state.mkdir(parents=True, exist_ok=True)
         file = (state / "lock").open("w")
     except OSError as error:
-        raise UserError(f"{state}: {error.strerror}; name a folder that can be written with --state") from None
+        raise UserError(
+            f"{state}: {error.strerror}; name a folder that can be written with --state"
+        ) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"another `promissory run` works over {state}; stop it, or use another --state") from None
+            raise UserError(
+                f"another `promissory run` works over {state}; stop it, or use another --state"
+            ) from None
         yield

@@ -1,7 +1,7 @@
 """The pipeline's side of what the loader pinned: attach, open, look, detach. No bcc here.
 
-`attach` runs the loader in a process of its own; `Attachment` opens its pins: rings, the kernel's counters, the
-checkpoint's memory. `detach` removes every pin, link and map of ours.
+`attach` runs the loader in a process of its own; `Attachment` opens its pins: rings, the kernel's counters,
+the checkpoint's memory. `detach` removes every pin, link and map of ours.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def attach(config: Config, pipeline: Identity | None = None) -> Manifest:
     """Run the loader; `pipeline` is the process whose own events are not reported."""
     _mount(config.pins)
     if is_attached(config):
-        raise UserError(f"probes are attached already (pins in {config.pins}); `promissory detach` removes them")
+        raise UserError(
+            f"probes are attached already (pins in {config.pins}); `promissory detach` removes them"
+        )
     config.state.mkdir(parents=True, exist_ok=True)
     _loader("attach", config, pipeline)
     manifest = Manifest.read(config.state)
@@ -143,13 +145,13 @@ class Attachment:
             raise UserError(f"{pins} can be entered by root and the pipeline's user only; try sudo") from None
         except OSError as error:
             raise UserError(
-                f"{error.filename}: {error.strerror}; the probes are half gone: promissory detach, then try again"
+                f"{error.filename}: {error.strerror}; probes are half gone: promissory detach, then try again"
             ) from None
         file = Path(manifest.state) / PROC_FILE
         self._processes: Array = np.frombuffer(file.read_bytes() if file.exists() else b"", HEADER)
 
     def rings(self, books: Books) -> dict[int, Ring]:
-        """A reader for each ring, and for the first look at /proc, from where the books say that all is safe."""
+        """A reader for each ring, and for the first look at /proc, from where the books end."""
         memories = {**self._memories, PROC_RING: RingMemory.of_chunks(self._processes)}
         found = {}
         for number, memory in memories.items():
@@ -157,8 +159,8 @@ class Attachment:
             consumer, producer = int(memory.consumer[0]), int(memory.producer[0])
             if number != PROC_RING and not consumer <= known.position <= producer:
                 raise UserError(
-                    f"ring {number}: the books end at {known.position}, the ring holds {consumer} to {producer}: "
-                    "they do not belong together; promissory detach, then run again"
+                    f"ring {number}: the books end at {known.position}, the ring holds {consumer} to "
+                    f"{producer}: they do not belong together; promissory detach, then run again"
                 )
             found[number] = Ring(number, memory, known)
         return found
@@ -179,7 +181,7 @@ class Attachment:
             path.unlink()
 
     def attempted(self) -> Ints:
-        """Events per kind that hooks saw: the kernel's counters, runs that it skipped, and the look at /proc."""
+        """Events per kind that hooks saw: the kernel's counters, runs it skipped, and the look at /proc."""
         kinds: Ints = self._books["kinds"]["attempted"].sum(axis=0) + self.misses()
         kinds[by_name()["process"].number] += self.manifest.processes
         return kinds
@@ -224,5 +226,5 @@ class Attachment:
         )
 
     def troubles(self) -> dict[str, int]:
-        """Counters that should stay 0: rings that were missing, full maps, events cut short by a tail call."""
+        """Counters that should stay 0: missing rings, full maps, events cut short by a tail call."""
         return {name: int(self._books[name].sum()) for name in ("no_ring", "identity_full", "cut_calls")}

@@ -114,9 +114,7 @@ def keys(fd: int, key_size: int) -> list[bytes]:
     while True:
         following = ctypes.create_string_buffer(key_size)
         try:
-            _bpf(
-                _NEXT, struct.pack("=IIQQQ", fd, 0, _address(current), _address(following), 0), "next key"
-            )
+            _bpf(_NEXT, struct.pack("=IIQQQ", fd, 0, _address(current), _address(following), 0), "next key")
         except FileNotFoundError:
             return found
         found.append(following.raw)
@@ -132,7 +130,7 @@ def map_info(fd: int) -> tuple[int, int]:
 
 
 def program_misses(fd: int) -> int:
-    """How often the kernel skipped a program because it was running already on that CPU (since Linux 5.12)."""
+    """How often the kernel skipped a program that was running already on that CPU (since Linux 5.12)."""
     info = ctypes.create_string_buffer(232)
     _bpf(_INFO, struct.pack("=IIQ", fd, 232, _address(info)), "program info")
     return int(struct.unpack_from("=Q", info.raw, 208)[0])

@@ -1,7 +1,8 @@
 """The running kernel's types: where a field of a struct lies, from BTF by bpftool.
 
-Only offsets and sizes are asked for; no copy of a kernel struct is ever made. (A whole vmlinux.h compiled by the
-LLVM that bcc brings is silently wrong in places: runs of unnamed padding, one-byte enums, embedded tagged structs.)
+Only offsets and sizes are asked for; no copy of a kernel struct is ever made. (A whole vmlinux.h compiled by
+the LLVM that bcc brings is silently wrong in places: runs of unnamed padding, one-byte enums, embedded tagged
+structs.)
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Btf:
                 self._structs.setdefault(entry["name"], entry)
 
     def place(self, struct: str, field: str) -> Place | None:
-        """A field's place; `outer__inner` names a field of an embedded struct. None: there is no such field."""
+        """A field's place; `outer__inner` names a field of an embedded struct. None: there is none."""
         entry = self._structs.get(struct)
         offset = 0
         for name in field.split("__"):

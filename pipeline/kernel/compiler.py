@@ -1,6 +1,7 @@
 """bcc, and with it LLVM: only the loader's process imports this.
 
-Compiles bpf/programs.c for the running kernel, checks the result against BTF, loads and attaches single programs.
+Compiles bpf/programs.c for the running kernel, checks the result against BTF, loads and attaches single
+programs.
 """
 
 from __future__ import annotations
@@ -41,15 +42,16 @@ class Compiled:
     """The compiled unit: programs by name, maps by name."""
 
     def __init__(self, *, rings: int, processes: int, arguments: int, log: Path, optional: set[str]) -> None:
-        """`rings`: rows of everything per CPU. `arguments`: bytes for the arguments of a failed exec. `log` takes what LLVM
-        and the verifier have to say, which can be megabytes."""
+        """`rings`: rows of everything per CPU. `arguments`: bytes for the arguments of a failed exec. `log`
+        takes what LLVM and the verifier have to say, which can be megabytes.
+        """
         # bcc looks here for kernel headers; with ours it needs none.
         os.environ["BCC_KERNEL_SOURCE"] = str(source.BPF)
         try:
             from bcc import BPF
         except ImportError:
             raise UserError(
-                "bcc is missing: apt-get install python3-bpfcc (PyPI's bcc is something else), then make setup"
+                "bcc is missing: apt-get install python3-bpfcc (not PyPI's bcc), then make setup"
             ) from None
         self._bcc, self._log = BPF, log
         kernel = btf.running()
@@ -74,11 +76,15 @@ class Compiled:
         return found
 
     def load(self, hook: str) -> dict[str, int]:
-        """Load a hook's program and those it goes on to; name → descriptor. OSError carries the kernel's answer."""
+        """Load a hook's program and those it goes on to; name → descriptor. OSError carries the kernel's
+        answer.
+        """
         return {name: self._load(name) for name in (*PARTS.get(hook, ()), hook)}
 
     def attach(self, hook: str, tracepoint: str) -> int:
-        """Attach a loaded program to a raw tracepoint; the link's descriptor. OSError carries the kernel's answer."""
+        """Attach a loaded program to a raw tracepoint; the link's descriptor. OSError carries the kernel's
+        answer.
+        """
         with self._quiet():
             link = int(self._bcc_library().bpf_attach_raw_tracepoint(self._fds[hook], tracepoint.encode()))
         if link < 0:

@@ -1,4 +1,6 @@
-"""What loader and pipeline agree on: names of pins, and the maps' bytes as bpf/chunk.h and bpf/identity.h have them."""
+"""What loader and pipeline agree on: names of pins, and the maps' bytes as bpf/chunk.h and bpf/identity.h
+have them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from pipeline.schema import KINDS, by_name
 __all__ = [
     "AREA_SIZE",
     "BOOKS",
-        "FILTERED",
+    "FILTERED",
     "IDENTITY",
     "IDENTITY_KEY",
     "LOST",
@@ -26,8 +28,8 @@ __all__ = [
     "TICK",
     "Identity",
     "books_view",
-    "cpus",
     "cgroup_known",
+    "cpus",
     "settings",
     "start_ticks",
     "wanted",
@@ -120,7 +122,9 @@ def cpus(which: Literal["present", "possible"]) -> list[int]:
 
 
 def cgroup_known() -> bool:
-    """Whether processes live in version-2 cgroups. Under version 1 the id that the kernel gives is always the root's."""
+    """Whether processes live in version-2 cgroups. Under version 1 the id that the kernel gives is always the
+    root's.
+    """
     return os.path.exists("/sys/fs/cgroup/cgroup.controllers")
 
 

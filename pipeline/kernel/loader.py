@@ -1,10 +1,11 @@
 """The loader: a process of its own, as root, that attaches and goes (LLVM never lives in the pipeline).
 
-    compile for this kernel → check against BTF → load → rings and counters → attach each event at its best surface →
-    prove each by an act of our own → look at /proc → pin → manifest
+    compile for this kernel → check against BTF → load → rings and counters → attach each event at its best
+    surface → prove each by an act of our own → look at /proc → pin → manifest
 
 What it pins outlives it. If anything fails on the way, everything that was pinned is taken away again. Run as
-`python -m pipeline.kernel.loader attach|probe` with the request as JSON on standard input; kernel/attachment.py does.
+`python -m pipeline.kernel.loader attach|probe` with the request as JSON on standard input;
+kernel/attachment.py does.
 """
 
 from __future__ import annotations
@@ -59,9 +60,13 @@ class Loader:
         self.cpus = cpus("present")
         self.entries = max(cpus("possible")) + 1
         if self.entries >= MAX_RINGS:
-            raise UserError(f"this host has CPU {self.entries - 1}; promissory knows CPUs up to {MAX_RINGS - 2}")
+            raise UserError(
+                f"this host has CPU {self.entries - 1}; promissory knows CPUs up to {MAX_RINGS - 2}"
+            )
         if config.kernel.cgroups and not cgroup_known():
-            raise UserError("kernel.cgroups needs version-2 cgroups, this host has version 1; use kernel.uids, or --filter")
+            raise UserError(
+                "kernel.cgroups needs version-2 cgroups, this host has version 1; use kernel.uids, --filter"
+            )
         processes = min(int(Path("/proc/sys/kernel/pid_max").read_text()), 1 << 20)
         self.compiled = Compiled(
             rings=self.entries,
@@ -81,7 +86,9 @@ class Loader:
         missing = [kind for kind in self.kinds if not any(h.event == kind and h.works for h in hooks)]
         if missing:
             answers = "; ".join(_answer(kind, hooks, self.config.surface) for kind in missing)
-            raise UserError(f"{answers}; leave it out of --events, or name another --surface; see `promissory check`")
+            raise UserError(
+                f"{answers}; leave it out of --events, or name another --surface; see `promissory check`"
+            )
         count = self._processes()
         manifest = Manifest(
             boot_id=boot_id(),
@@ -102,7 +109,9 @@ class Loader:
         """Rings, counters and settings, before anything is attached."""
         memory = bpf.map_memory(self.compiled.map("books"), self.entries * BOOKS.itemsize)
         books = books_view(memory, self.entries)
-        first = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000  # ids never repeat within a boot (chunk.py)
+        first = (
+            time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+        )  # ids never repeat within a boot (chunk.py)
         for name in ("sequence", "start", "hidden"):
             books[name] = first
         for cpu in self.cpus:
@@ -123,11 +132,12 @@ class Loader:
     def hooks(self) -> list[Hook]:
         """Attach each kind at the first of its surfaces that works, and say what came of each that was tried.
 
-        Kinds that nobody asked for are attached too, where that costs nothing: they keep identities and exec ids true.
+        Kinds that nobody asked for are attached too, where that costs nothing: they keep identities and exec
+        ids true.
         """
         tried: list[Hook] = []
-        # Exit first: what takes identities away must be there before what gives them. And loading takes far longer than
-        # attaching: done before, little happens between the first hook and the last.
+        # Exit first: what takes identities away must be there before what gives them. And loading takes far
+        # longer than attaching: done before, little happens between the first hook and the last.
         schemas = list(reversed(by_name().values()))
         for schema in schemas:
             for surface in schema.surfaces:
@@ -165,7 +175,9 @@ class Loader:
         return Hook(schema.name, surface.name, surface.hook, surface.program, works, answer, surface.cost)
 
     def _proven(self, tried: list[Hook]) -> list[Hook]:
-        """Do something harmless and see which hooks noticed: that a program is attached does not mean that it runs."""
+        """Do something harmless and see which hooks noticed: that a program is attached does not mean that it
+        runs.
+        """
         before = self._seen()
         subprocess.run(["true"], check=False, env={"PATH": "/usr/bin:/bin"})
         with_nothing = "/nonexistent/promissory-self-test"
@@ -191,7 +203,7 @@ class Loader:
         return self.books["kinds"]["filtered_test"].sum(axis=0)
 
     def _know_ourselves(self, pipeline: Identity | None) -> None:
-        """What this process causes is a self-test, what the pipeline causes is its own: neither is reported."""
+        """What this process causes is a self-test, what the pipeline causes its own: neither is reported."""
         identities = self.compiled.map("identities")
         ours = Identity(os.getpid(), start_ticks(os.getpid()))
         bpf.update(identities, ours.key, IDENTITY.pack(0, TEST, 0))
@@ -206,7 +218,9 @@ class Loader:
             return 0
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         redaction = Redaction(
-            self.config.environment.allow, self.config.redact.argv, environment=self.config.environment.enabled
+            self.config.environment.allow,
+            self.config.redact.argv,
+            environment=self.config.environment.enabled,
         )
         count, chunks = proc.look(
             self.compiled.map("identities"), now, now // 1000, self.config.caps.model_dump(), redaction
@@ -234,7 +248,9 @@ def _answer(kind: str, hooks: list[Hook], surface: str) -> str:
 
 
 def main() -> int:
-    """Do what standard input asks for; the answer is JSON on standard output, an error one line on standard error."""
+    """Do what standard input asks for; the answer is JSON on standard output, an error one line on standard
+    error.
+    """
     request: dict[str, Any] = json.load(sys.stdin)
     try:
         config = Config.model_validate(request["config"])

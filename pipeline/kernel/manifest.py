@@ -1,4 +1,6 @@
-"""The manifest: what the loader attached, for the pipeline that comes after it. A JSON file in the state folder."""
+"""The manifest: what the loader attached, for the pipeline that comes after it. A JSON file in the state
+folder.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Check the compiled programs against BTF: every read of a kernel struct, where it really reads.
 
 READ (bpf/read.h) puts a tag into a register just before the helper is called: from there the instructions are
-followed to the call, and the offset added to the source pointer and the size must be those of the tagged field.
-LOAD puts its tag right before the load, which has both, and AT right before the addition. What was compiled is
-what is checked, so no mistake of the generator, a macro or the compiler can read the wrong field in silence. A
-read without a tag is of our own memory, or a string.
+followed to the call, and the offset added to the source pointer and the size must be those of the tagged
+field. LOAD puts its tag right before the load, which has both, and AT right before the addition. What was
+compiled is what is checked, so no mistake of the generator, a macro or the compiler can read the wrong field
+in silence. A read without a tag is of our own memory, or a string.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def reads(code: bytes) -> Iterator[Read]:
 
 
 def _call(instructions: list[Instruction], at: int) -> tuple[int, int]:
-    """(offset, bytes) of the call that comes next; compilers let equal ends of blocks share one call, behind a jump."""
+    """(offset, bytes) of the call that comes next; compilers let equal ends of blocks share one call, behind
+    a jump.
+    """
     added: dict[int, int] = {}  # register → what was added to it since the tag
     number: dict[int, int] = {}  # register → constant
     for _ in range(MOST_STEPS):
@@ -90,8 +92,9 @@ def check(programs: Iterable[tuple[str, bytes]], uses: Iterable[Use]) -> int:
             use = by_tag[tag]
             if use.place is None or (use.place.offset, size and use.place.size) != (offset, size):
                 raise UserError(
-                    f"the compiled program {name} reads {size} bytes at {offset} for {use.struct}.{use.field}, "
-                    f"BTF says {use.place}: not loading it; please report `uname -r` and the version of bcc"
+                    f"the compiled program {name} reads {size} bytes at {offset} for "
+                    f"{use.struct}.{use.field}, BTF says {use.place}: not loading it; please report "
+                    "`uname -r` and the version of bcc"
                 )
             n += 1
     return n

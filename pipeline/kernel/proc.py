@@ -1,8 +1,9 @@
-"""What was there before us: one look at /proc, written as chunks, so that every exec id and parent can be resolved.
+"""What was there before us: one look at /proc, written as chunks, so that every exec id and parent can be
+resolved.
 
-The probes are attached first. Then every process gets its identity in the kernel's map unless fork or exec gave it one
-meanwhile (BPF_NOEXIST), and one `process` event. The events have one time, that of the beginning of the look, and a
-ring of their own (chunk.PROC_RING) in a file: from there on they go the way of all chunks.
+The probes are attached first. Then every process gets its identity in the kernel's map unless fork or exec
+gave it one meanwhile (BPF_NOEXIST), and one `process` event. The events have one time, that of the beginning
+of the look, and a ring of their own (chunk.PROC_RING) in a file: from there on they go the way of all chunks.
 """
 
 from __future__ import annotations
@@ -58,11 +59,12 @@ def processes(root: Path = PROC) -> Iterator[Process]:
 def look(
     identities: int, now: int, first: int, caps: Mapping[str, int], redaction: Redaction
 ) -> tuple[int, bytes]:
-    """Give every process that has none an identity; returns how many, and the chunks of their `process` events.
+    """Give every process that has none an identity; returns how many, and the chunks of their `process`
+    events.
 
-    `identities` is the descriptor of the kernel's map, `now` the boottime (ns) of the look, `first` the sequence of the first
-    chunk, `caps` the most bytes of each promise. Looks again until nobody is left that was forked by a process that had
-    no identity yet.
+    `identities` is the descriptor of the kernel's map, `now` the boottime (ns) of the look, `first` the
+    sequence of the first chunk, `caps` the most bytes of each promise. Looks again until nobody is left that
+    was forked by a process that had no identity yet.
     """
     events: list[Array] = []
     sequence = first
@@ -84,7 +86,8 @@ def look(
 def _give(identities: int, process: Identity, exec_id: int) -> bool:
     """Put an identity into the kernel's map, unless fork or exec did; False: no event for it.
 
-    The hook at exit takes it out again. Should that have run already, nobody would: then it is taken out here.
+    The hook at exit takes it out again. Should that have run already, nobody would: then it is taken out
+    here.
     """
     if not bpf.update(identities, process.key, IDENTITY.pack(exec_id, 0, 0), bpf.NOEXIST):
         return False
@@ -92,7 +95,7 @@ def _give(identities: int, process: Identity, exec_id: int) -> bool:
 
 
 def _living_thread(pid: int) -> Path | None:
-    """The folder of a process's first thread that has not ended: its leader may be gone while others go on."""
+    """The folder of a process's first thread that lives: its leader may be gone while others go on."""
     try:
         threads = sorted((PROC / str(pid) / "task").iterdir(), key=lambda folder: int(folder.name))
     except GONE:
@@ -117,7 +120,9 @@ def _stat(folder: Path) -> list[str]:
 def _event(
     process: Process, exec_id: int, identities: int, now: int, caps: Mapping[str, int], redaction: Redaction
 ) -> Array | None:
-    """One process's event as chunks; None: it has ended. Sorted by start, a parent has its identity before its children."""
+    """One process's event as chunks; None: it has ended. Sorted by start, a parent has its identity before
+    its children.
+    """
     schema = by_name()["process"]
     folder = _living_thread(process.identity.pid)
     if folder is None:

@@ -1,12 +1,14 @@
-"""One CPU's ring: read ahead with a cursor of our own, move the consumer position only when told that it is safe.
+"""One CPU's ring: read ahead with a cursor of our own, move the consumer position only when told that it is
+safe.
 
 The kernel maps a ring as one page with the consumer position, one with the producer position, and the data
-twice in a row, so that what wraps around is contiguous all the same. Chunks have a fixed stride, so what is between
-cursor and producer *is* an array: it is viewed, its headers are checked all at once, and nothing is copied.
+twice in a row, so that what wraps around is contiguous all the same. Chunks have a fixed stride, so what is
+between cursor and producer *is* an array: it is viewed, its headers are checked all at once, and nothing is
+copied.
 
-The kernel wakes a waiting reader only when the consumer position has caught up with the producer's. We hold that
-position back until what was read is acknowledged, so the source must look again by itself while anything is
-unsafe, and may wait on the descriptor only when all is (sources/rings.py).
+The kernel wakes a waiting reader only when the consumer position has caught up with the producer's. We hold
+that position back until what was read is acknowledged, so the source must look again by itself while anything
+is unsafe, and may wait on the descriptor only when all is (sources/rings.py).
 
 x86 keeps stores in order, so a length word that is not busy vouches for the chunk behind it.
 """
@@ -135,9 +137,11 @@ class Ring:
         self._memory.consumer[0] = position
 
     def behind(self, attempted: int) -> Behind:
-        """What stands behind the cursor: looked at, not taken. `attempted` is the kernel's counter as it was just before.
+        """What stands behind the cursor: looked at, not taken. `attempted` is the kernel's counter as it was
+        just before.
 
-        Numbers below that counter that are in no chunk are gaps, also those at the very end, which no later chunk shows.
+        Numbers below that counter that are in no chunk are gaps, also those at the very end, which no later
+        chunk shows.
         """
         chunks = self._waiting(self.size // STRIDE)
         known = chunks[(chunks["length"] & (BUSY | DISCARD)) == 0]
@@ -168,8 +172,9 @@ class Ring:
         )
 
     def _gap(self, chunks: NDArray[Any], i: int, highest: int, before: int) -> Gap:
-        """What is odd at chunk i. A number below the highest so far fills a gap that was reported too soon: its program
-        was preempted between taking the number and reserving the space."""
+        """What is odd at chunk i. A number below the highest so far fills a gap that was reported too soon:
+        its program was preempted between taking the number and reserving the space.
+        """
         sequence, late = int(chunks["sequence"][i]), int(chunks["sequence"][i]) <= highest
         return Gap(
             self.number,

@@ -66,8 +66,9 @@ def uses(btf: Btf, folder: Path = BPF) -> list[Use]:
 
 
 def unit(btf: Btf, folder: Path = BPF) -> str:
-    """The whole source for bcc in one piece: bcc rewrites map methods only in the text that it is given, not in
-    files that the text includes."""
+    """The whole source for bcc in one piece: bcc rewrites map methods only in the text that it is given, not
+    in files that the text includes.
+    """
     root = (folder / "programs.c").read_text()
     return generate(btf, folder=folder) + INCLUDED.sub(lambda m: (folder / m[1]).read_text(), root)
 
@@ -110,8 +111,6 @@ def generate(btf: Btf, schemas: Mapping[str, Schema] | None = None, folder: Path
             raise UserError(f"this kernel's BTF has no struct {struct}; please report `uname -r`")
         lines.append(f"#define SIZE_{struct} {size}")
     return "\n".join(lines) + "\n"
-
-
 
 
 def _struct(name: str, fields: Iterable[Field], promises: Iterable[str], room: int = 0) -> list[str]:

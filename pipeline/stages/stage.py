@@ -1,8 +1,8 @@
 """The contract of a stage, and the one loop that runs every stage.
 
-A stage is a plain object: it is called with a batch and returns the batches that go on, at once and without awaiting.
-The loop around it (`run`) does what is asynchronous, the same for all. So no stage can await per event, hold a
-batch across a cancellation, or forget to pass on the end.
+A stage is a plain object: it is called with a batch and returns the batches that go on, at once and without
+awaiting. The loop around it (`run`) does what is asynchronous, the same for all. So no stage can await per
+event, hold a batch across a cancellation, or forget to pass on the end.
 
 The contract (tests/stages/test_contract.py runs it over every stage):
 
@@ -74,7 +74,7 @@ class Link(Generic[T]):
         self._inside: deque[T] = deque()
 
     async def send(self, batches: Iterable[T]) -> None:
-        """Pass batches on, in order; waits while the link is full. All count as inside from the first moment."""
+        """Pass batches on, in order; waits while the link is full. All count as inside at once."""
         batches = list(batches)
         self._inside.extend(batches)
         for batch in batches:
@@ -105,8 +105,8 @@ async def run(
 ) -> None:
     """Run a stage until its input ends; pass on what it holds; close its output.
 
-    `keep` says at the end whether what is held shall stay where it came from instead: in rings that live on, for the next
-    run, because their positions have not moved over it.
+    `keep` says at the end whether what is held shall stay where it came from instead: in rings that live on,
+    for the next run, because their positions have not moved over it.
     """
     async for batch in source:
         await target.send(stage(batch))
