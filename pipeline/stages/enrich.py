@@ -10,7 +10,7 @@ forgotten, or never saw, is unknown (nil), never a guess.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
@@ -58,6 +58,8 @@ _KEY: Final = np.dtype(
     ]
 )
 _UNPACK: Final = struct.Struct("<QQIIII16s").unpack
+_PARENT: Final = struct.Struct("<Q20xI").unpack_from
+"""parent_exec_id and top of a key."""
 
 _TEACHERS: Final = {n: s for n, s in by_number().items() if any(p.name == "executable" for p in s.promises)}
 """Kinds whose events may say what an exec_id runs: where it is their own id."""
@@ -85,20 +87,20 @@ class Enrich:
         lessons = _lessons(batch, common["exec_id"])
         origins, programs = self._origins.find(keys), self._programs.find(ids)
         turns = self._turns()
+        rows = iter(_open_rows(origins, programs, lessons))
         # In order, and looked up anew when something was forgotten: so what an event is told never
         # depends on where batches begin.
-        for row, (whence, program) in enumerate(zip(origins, programs, strict=True)):
+        while (row := next(rows, None)) is not None:
             if row in lessons:
                 programs[row] = self._learn(ids[row], keys[row], lessons[row])
-            elif program is None:
+            elif programs[row] is None:
                 programs[row] = self._program(ids[row])
-            elif whence is not None:
-                continue
-            if whence is None or turns != self._turns():
+            if origins[row] is None or turns != self._turns():
                 origins[row] = self._origins.get(keys[row]) or self._find_out(keys[row])
-            if turns != self._turns():
-                turns = self._turns()
-                origins[row + 1 :] = programs[row + 1 :] = [None] * (len(batch) - row - 1)
+                if turns != self._turns():
+                    turns = self._turns()
+                    origins[row + 1 :] = programs[row + 1 :] = [None] * (len(batch) - row - 1)
+                    rows = iter(range(row + 1, len(batch)))
         found = {"origin": origins, "program": programs}
         columns = {name: np.fromiter(column, object, len(batch)) for name, column in found.items()}
         return (replace(batch, columns={**batch.columns, **columns}),)
@@ -113,7 +115,7 @@ class Enrich:
 
     def _learn(self, exec_id: int, key: bytes, path: bytes | None) -> Program:
         """Take a program into the table; `path`: None or empty where the event does not say it."""
-        parent, *_, top, _ = _UNPACK(key)
+        parent, top = _PARENT(key)
         executable, packed = packed_executable(path) if path else (None, UNKNOWN.packed)
         self._programs[exec_id] = program = Program(executable, packed, parent, bool(top))
         if exec_id in self._sought:
@@ -170,6 +172,18 @@ def _keys(heads: Array, common: Array) -> list[bytes]:
     keys["top"] = common["parent_pid"] == 0
     found: list[bytes] = keys.view(f"V{_KEY.itemsize}").tolist()
     return found
+
+
+def _open_rows(
+    origins: list[Origin | None], programs: list[Program | None], lessons: Mapping[int, bytes | None]
+) -> list[int]:
+    """Rows that need a look of their own: those that teach, and those of which something is not known yet."""
+    for row in lessons:
+        programs[row] = UNKNOWN  # until its turn comes
+    if all(origins) and all(programs):
+        return sorted(lessons)
+    whole = enumerate(zip(origins, programs, strict=True))
+    return [row for row, known in whole if None in known or row in lessons]
 
 
 def _lessons(batch: Batch, exec_ids: Array) -> dict[int, bytes | None]:
