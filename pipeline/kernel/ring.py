@@ -66,7 +66,7 @@ class Behind:
 
     chunks: int
     gaps: int
-    """Numbers that were given out and are in no chunk."""
+    """Numbers that were given out and are in no chunk, less those that come late and fill earlier gaps."""
     events: Ints
     """Per kind."""
 
@@ -147,8 +147,9 @@ class Ring:
         known = chunks[(chunks["length"] & (BUSY | DISCARD)) == 0]
         kinds = known["kind"][known["part"] == 0]
         highest = int(known["sequence"].max()) if len(known) else self.expected - 1
+        late = int(np.count_nonzero(known["sequence"] < self.expected))
         gaps = max(attempted, highest + 1) - self.expected - len(chunks)
-        return Behind(len(chunks), max(gaps, 0), count(kinds[kinds < KINDS]) if len(kinds) else zeros())
+        return Behind(len(chunks), max(gaps, -late), count(kinds[kinds < KINDS]) if len(kinds) else zeros())
 
     def _waiting(self, limit: int) -> NDArray[Any]:
         n = min((int(self._memory.producer[0]) - self.cursor) // STRIDE, limit)
