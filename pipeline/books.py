@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -130,14 +131,13 @@ def close(manifest: Manifest) -> dict[str, Any]:
 
 def ask(state: Path) -> dict[str, Any] | None:
     """Ask the pipeline that runs over a state folder; None: none does."""
-    with socket.socket(socket.AF_UNIX) as connection, _address(state / SOCKET) as address:
-        connection.settimeout(10)
-        try:
+    try:
+        with _address(state / SOCKET) as address, socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(10)
             connection.connect(address)
-            answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
-            plain: dict[str, Any] = json.loads(answer)
-        except (OSError, json.JSONDecodeError):  # none is there, or it died while it spoke
-            return None
+            plain: dict[str, Any] = json.loads(b"".join(iter(lambda: connection.recv(1 << 16), b"")))
+    except (OSError, ValueError):  # none is there, or it died while it spoke
+        return None
     return plain
 
 
@@ -168,11 +168,7 @@ async def answer(state: Path, statement: Callable[[], Statement]) -> None:
 @contextmanager
 def _address(path: Path) -> Iterator[str]:
     """A socket's name takes 107 bytes; a path through our own descriptor table is short."""
-    try:
-        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
-    except FileNotFoundError:  # then there is no socket either
-        yield str(path)
-        return
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{folder}/{path.name}"
     finally:
@@ -213,6 +209,6 @@ def _last(state: Path) -> dict[str, Any]:
         raise UserError(
             f"{state} has no ledger: nothing ran there yet; name the folder with --state"
         ) from None
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{state / FILE} cannot be read: {error}") from None
     return plain
