@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import trio
@@ -112,7 +113,7 @@ class Pipeline:
         """Run to the end. `detaching`: no event shall come in after the end began. False: it had to be cut
         short.
         """
-        with trio.CancelScope() as scope:
+        with closing(self._store), trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_told, scope, detaching)
                 nursery.start_soon(books.answer, self._config.state, self.statement)
@@ -122,7 +123,6 @@ class Pipeline:
                 if self._view:
                     self._view.close()
                 nursery.cancel_scope.cancel()
-        self._store.close()
         return not scope.cancelled_caught
 
     async def _flow(self) -> None:

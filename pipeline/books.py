@@ -8,11 +8,11 @@ checkpoint's books, and the rows of the outbox. After a clean end the last state
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -145,27 +145,27 @@ async def answer(state: Path, statement: Callable[[], Statement]) -> None:
     """Answer everyone who asks, until cancelled."""
     path = state / SOCKET
     path.unlink(missing_ok=True)
-    listener = trio.socket.socket(trio.socket.AF_UNIX)
-    with _address(path) as address:
-        await listener.bind(address)
-    path.chmod(0o600)
-    listener.listen(8)
     try:
-        while True:
-            connection, _ = await listener.accept()
-            stream = trio.SocketStream(connection)
-            async with stream:
-                try:
-                    with trio.move_on_after(5):
-                        await stream.send_all(json.dumps(statement().to_plain()).encode())
-                except trio.BrokenResourceError:
-                    continue
+        with trio.socket.socket(trio.socket.AF_UNIX) as listener:
+            with _address(path) as address:
+                await listener.bind(address)
+            path.chmod(0o600)
+            listener.listen(8)
+            while True:
+                connection, _ = await listener.accept()
+                await _tell(trio.SocketStream(connection), statement)
     finally:
-        listener.close()
         path.unlink(missing_ok=True)
 
 
-@contextmanager
+async def _tell(stream: trio.SocketStream, statement: Callable[[], Statement]) -> None:
+    """Answer one; who does not listen is not waited for."""
+    async with stream:
+        with contextlib.suppress(trio.BrokenResourceError), trio.move_on_after(5):
+            await stream.send_all(json.dumps(statement().to_plain()).encode())
+
+
+@contextlib.contextmanager
 def _address(path: Path) -> Iterator[str]:
     """A socket's name takes 107 bytes; a path through our own descriptor table is short."""
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
