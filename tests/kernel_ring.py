@@ -6,10 +6,11 @@ count. Its descriptor can be read while the reader's position is behind the prod
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,31 @@ def boottime() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
+class Position(np.ndarray[Any, np.dtype[np.int64]]):
+    """A reader's position, as the kernel sees it: it notices when it is moved."""
+
+    moved: Callable[[], None]
+
+    def __setitem__(self, where: Any, value: Any) -> None:
+        super().__setitem__(where, value)
+        self.moved()
+
+
 class KernelRing:
     """One CPU's ring, from the side of the programs that write."""
 
     def __init__(self, number: int = 0, room: int = 64, *, start: int = 1, position: int = 0) -> None:
         """`room` in chunks; `start` is the first number; `position` in bytes is where writing begins."""
         self.number, self.size = number, room * STRIDE
+        self.descriptor = os.eventfd(0, os.EFD_NONBLOCK)
         self.memory = RingMemory(bytearray(PAGE), bytearray(PAGE + 2 * self.size), self.size)
-        self.memory.consumer[0] = self.memory.producer[0] = position
+        consumer = self.memory.consumer.view(Position)
+        consumer.moved = self._settle
+        self.memory.consumer = consumer
+        self.memory.producer[0] = position
+        self.memory.consumer[0] = position
         self.books: Any = np.zeros(1, BOOKS)[0]
         self.books["sequence"] = self.books["start"] = start
-        self.descriptor = os.eventfd(0, os.EFD_NONBLOCK)
-        self._busy: set[int] = set()
 
     def close(self) -> None:
         """Give the descriptor back."""
@@ -78,7 +92,7 @@ class KernelRing:
         done["length"] = SIZE | (DISCARD if discard else 0)
         done["sequence"], done["time"] = sequence, time or boottime()
         self._put(at, done.tobytes())
-        self._wake()
+        os.eventfd_write(self.descriptor, 1)
 
     def write(self, row: NDArray[Any], time: int = 0) -> bool:
         """All three steps; False: it was dropped."""
@@ -121,18 +135,11 @@ class KernelRing:
                 self.write(row, time)
         return True
 
-    # ---- what the kernel does with positions
-
-    def settle(self) -> None:
+    def _settle(self) -> None:
         """The descriptor is no longer readable once the position has caught up."""
-        if int(self.memory.consumer[0]) == int(self.memory.producer[0]):
-            try:
+        if self.memory.consumer[0] == self.memory.producer[0]:
+            with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self.descriptor)
-            except BlockingIOError:
-                return
-
-    def _wake(self) -> None:
-        os.eventfd_write(self.descriptor, 1)
 
     def _put(self, at: int, data: bytes) -> None:
         """Both copies, the word that says how far a chunk is last."""

@@ -43,9 +43,8 @@ class World:
 
     def release(self) -> None:
         """All that was read is safe."""
-        for reader, kernel in zip(self.readers.values(), self.kernel, strict=True):
+        for reader in self.readers.values():
             reader.release(reader.cursor)
-            kernel.settle()
 
 
 @pytest.fixture
