@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.chunk import HEADER, PAYLOAD, STRIDE, ring_of
 from pipeline.event import Hole, Ints, count
 from pipeline.schema import by_number
-from pipeline.stages.merge import ROW, Merged, known, starts
+from pipeline.stages.merge import Merged, known, starts
 
 __all__ = [
     "BEYOND",
@@ -45,12 +45,12 @@ DATA: Final = np.dtype(f"V{PAYLOAD}")
 def _inline() -> Ints:
     offset = np.zeros(max(by_number()) + 1, np.int64)
     for number, schema in by_number().items():
-        offset[number] = STRIDE - schema.room
+        offset[number] = PAYLOAD - schema.room
     return offset
 
 
 INLINE: Final = _inline()
-"""Kind → where in its head the data stands that fits there."""
+"""Kind → where in its head's payload the data stands that fits there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,33 +236,27 @@ class Window:
     ) -> tuple[NDArray[Any], NDArray[np.uint8], Ints, Ints, dict[int, Hole]]:
         """Heads, stream, start, size and holes of some events (see event.Batch).
 
-        Heads and stream share one buffer, heads first: what fits into its head needs no second copy.
+        The stream is one gather of payloads, each copied once: of heads with data in them, then of parts.
         """
-        n, rows = end - first, self.row[first:end]
+        rows, size = self.row[first:end], self.size[first:end].copy()
+        heads = self.merged.chunks[rows].view(HEADER)
+        inside = ((np.diff(self.first[first : end + 1]) == 0) & (size > 0)).nonzero()[0]
         joined = self.joined[self.first[first] : self.first[end]]
-        head_bytes, joined_bytes = n * STRIDE, len(joined) * PAYLOAD
+        stream = payloads(self.merged.chunks)[np.concatenate((rows[inside], joined))].view(np.uint8)
+        start = (self.first[first:end] - self.first[first] + len(inside)) * PAYLOAD
+        start[inside] = np.arange(len(inside)) * PAYLOAD + INLINE[self.kind[first:end][inside]]
         slow = self._slow(first, end)
-        streams = [unfinished.stream for _, unfinished in slow]
-        stream = np.empty(head_bytes + joined_bytes + sum(map(len, streams)), np.uint8)
-        heads = stream[:head_bytes].view(ROW)
-        np.take(self.merged.chunks, rows, out=heads, mode="clip")
-        heads = heads.view(HEADER)
-        stream[head_bytes : head_bytes + joined_bytes].view(DATA)[:] = payloads(self.merged.chunks)[joined]
-        inside = np.arange(0, head_bytes, STRIDE) + INLINE[self.kind[first:end]]
-        before = self.first[first:end]
-        outside = head_bytes + (before - self.first[first]) * PAYLOAD
-        start = np.where(self.first[first + 1 : end + 1] > before, outside, inside)
-        size = self.size[first:end].copy()
+        at = len(stream)
+        if slow:
+            stream = np.concatenate((stream, *(unfinished.stream for _, unfinished in slow)))
         flags = self.flags[first:end]
         if flags.any():
             heads["flags"] = flags
         holes = {}
-        at = head_bytes + joined_bytes
-        for (row, unfinished), data in zip(slow, streams, strict=True):
-            stream[at : at + len(data)] = data
-            start[row], size[row] = at, len(data)
+        for row, unfinished in slow:
+            start[row], size[row] = at, len(unfinished.stream)
             heads["flags"][row] = unfinished.flags
-            at += len(data)
+            at += int(size[row])
             if unfinished.hole is not None:
                 holes[row] = unfinished.hole
         return heads, stream, start, size, holes
