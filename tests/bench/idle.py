@@ -22,7 +22,8 @@ __all__ = ["DEFAULT", "live", "measure"]
 
 SECONDS: Final = 10.0
 REST: Final = 2.0
-"""Seconds until what its beginning caused is done with."""
+"""Seconds until what we caused ourselves is done with."""
+LOOKS: Final = 3
 DEFAULT: Final = "process,exec,fork,exit"
 
 
@@ -39,15 +40,12 @@ def live() -> Iterator[Live]:
 
 
 def measure(seconds: float = SECONDS) -> Part:
-    """One look."""
+    """Up to three looks, until nothing happened on the host meanwhile."""
     with Broker() as kafka, live() as run:
         run.start("--to", f"kafka://{kafka.address}/bench", events=DEFAULT)
         assert run.process
-        time.sleep(REST)
-        before = run.ledger()["attempted"], cpu_seconds(run.process.pid)
-        time.sleep(seconds)
-        used, memory = cpu_seconds(run.process.pid) - before[1], resident_mb(run.process.pid)
-        events = run.ledger()["attempted"] - before[0]
+        events, used = min(_looks(run, run.process.pid, seconds))
+        memory = resident_mb(run.process.pid)
         run.stop()
     return Part(
         __doc__ or "",
@@ -62,3 +60,17 @@ def measure(seconds: float = SECONDS) -> Part:
             figure("F7", "resident memory of that process besides the rings", memory, "MB", goal=("<=", 150)),
         ],
     )
+
+
+def _looks(run: Live, pid: int, seconds: float) -> Iterator[tuple[int, float]]:
+    """Events that came, and seconds of CPU."""
+    for _ in range(LOOKS):
+        before = run.ledger()["attempted"]
+        time.sleep(REST)  # to answer for the ledger is work too
+        cpu = cpu_seconds(pid)
+        time.sleep(seconds)
+        used = cpu_seconds(pid) - cpu
+        events = run.ledger()["attempted"] - before
+        yield events, used
+        if not events:
+            return
