@@ -18,15 +18,19 @@ import trio.testing
 from pipeline import app, books, place
 from pipeline.app import Pipeline, Tap
 from pipeline.chunk import PAYLOAD, event_id
+from pipeline.clock import Clock
 from pipeline.config import Config
 from pipeline.event import Batch, Ints
 from pipeline.kernel.attachment import ourselves
-from pipeline.ledger import Statement
+from pipeline.ledger import Books, Statement
+from pipeline.schema import by_name
 from pipeline.sinks.log import LogSink
 from pipeline.stages.filter import Judge
 from pipeline.stages.stage import Link
-from pipeline.store import LOG, Store
+from pipeline.store import LOG, OUTBOX, Store
+from tests import chunks
 from tests.batches import batch_of, event
+from tests.encoded import stream
 from tests.kernel_ring import Attached, KernelRing
 
 ARGV = b"".join(b"argument %d\0" % i for i in range(80))
@@ -61,8 +65,8 @@ class World:
         for i in range(n):
             self.write(("exec", "fork", "exit")[i % 3], ARGV if i % 3 == 0 else b"", ring=i % 2)
 
-    def pipeline(self, *, judge: Judge | None = None, **given: Any) -> Pipeline:
-        config = Config(state=self.state, quiet=True, expiry=0.1, **given)
+    def pipeline(self, *, judge: Judge | None = None, expiry: float = 0.1, **given: Any) -> Pipeline:
+        config = Config(state=self.state, quiet=True, expiry=expiry, **given)
         return Pipeline(config, place.Folder(self.state), self.attached.manifest, judge, self.said.append)
 
     def records(self) -> list[dict[str, Any]]:
@@ -127,14 +131,24 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 def safe(pipeline: Pipeline) -> int:
-    return int(pipeline.statement().to_plain()["acknowledged"])
+    """Events that are acknowledged."""
+    return int(pipeline.statement().acknowledged.sum())
+
+
+def unread(pipeline: Pipeline) -> int:
+    """Chunks that stand in the rings."""
+    return sum(ring["unread"] for ring in pipeline.statement().rings.values())
+
+
+async def until_safe(pipeline: Pipeline, n: int) -> None:
+    await until(lambda: safe(pipeline) == n)
 
 
 async def test_every_event_becomes_one_record_in_order(world: World) -> None:
     pipeline = world.pipeline()
     async with running(pipeline, detaching=True) as ends:
         world.some()
-        await until(lambda: safe(pipeline) == 30)
+        await until_safe(pipeline, 30)
         world.some()
     assert ends == [True]
     records = world.records()
@@ -157,7 +171,7 @@ async def test_a_live_ledger_is_balanced_and_can_be_asked_for(world: World) -> N
             assert pipeline.statement().balanced
             await trio.sleep(0.003)
             assert pipeline.statement().balanced
-        await until(lambda: safe(pipeline) == 100)
+        await until_safe(pipeline, 100)
         plain = await trio.to_thread.run_sync(books.ask, world.state)
         assert plain == pipeline.statement().to_plain()
     assert books.ask(world.state) is None
@@ -169,7 +183,7 @@ async def test_an_idle_pipeline_wakes_for_an_event_and_for_its_end(world: World)
         for n in range(1, 4):
             await trio.sleep(0.1)
             world.write("fork")
-            await until(lambda n=n: safe(pipeline) == n)  # type: ignore[misc]
+            await until_safe(pipeline, n)
     assert world.ids() == world.written
 
 
@@ -207,7 +221,7 @@ async def test_a_flood_that_the_ring_refuses_is_lost_and_exact(world: World) -> 
         world.write("fork")
     assert len(world.written) == 255
     async with running(pipeline, detaching=True):
-        await until(lambda: safe(pipeline) == 255)
+        await until_safe(pipeline, 255)
         world.some(6)
     assert world.ids() == world.written
     plain = pipeline.statement().to_plain()
@@ -232,6 +246,87 @@ async def test_probes_that_stay_lose_nothing_between_two_runs(world: World) -> N
     plain = last.statement().to_plain()
     assert plain["balanced"] is True
     assert plain["acknowledged"] == len(world.written) == 3 * 39
+
+
+async def test_an_event_that_is_half_there_when_a_run_ends_is_whole_in_the_next(world: World) -> None:
+    """What is held is not settled at such an end: it stays in its ring, and its other half comes."""
+    kernel, number = world.kernel[0], by_name()["exec"].number
+    world.written.append(event_id(0, 1_000))
+    *some, last = chunks.event(number, world.written[0], bytes(500))
+    kernel.books["kinds"]["attempted"][number] += 1
+    first = world.pipeline(expiry=60)
+    async with running(first, detaching=False):
+        for row in some:
+            kernel.write(row)
+        world.some(6)
+        await until(lambda: not unread(first))
+        assert first.statement().to_plain()["in_flight"] == 7
+    assert first.statement().balanced
+    assert world.ids() == []
+    kernel.write(last)
+    async with running(world.pipeline(), detaching=True):
+        pass
+    assert sorted(world.ids()) == sorted(world.written)
+    assert all("unsettled" not in record for record in world.records())
+
+
+async def test_an_end_that_leaves_probes_does_not_wait_for_a_pause(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it looked, there would be one more event."""
+
+    class Busy(Clock):
+        def __call__(self) -> tuple[int, int]:
+            world.write("fork")
+            return super().__call__()
+
+    monkeypatch.setattr(app, "DEADLINE", 5.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(app, "Clock", Busy)
+        pipeline = world.pipeline()
+    async with running(pipeline, detaching=False) as ends:
+        await until(lambda: safe(pipeline) > 20)
+    assert ends == [True]
+    async with running(world.pipeline(), detaching=True):
+        pass
+    assert world.ids() == world.written
+
+
+async def test_a_short_run_after_a_long_one_is_the_newest(world: World) -> None:
+    """Checkpoints are told apart by their numbers, and those go on from run to run."""
+    for steps in (8, 1, 0):
+        pipeline = world.pipeline()
+        before = safe(pipeline)
+        async with running(pipeline, detaching=False):
+            for n in range(1, steps + 1):
+                world.write("fork")
+                await until_safe(pipeline, before + n)
+    assert world.ids() == world.written
+    assert safe(world.pipeline()) == 9
+
+
+async def test_rows_that_an_earlier_run_left_in_an_outbox_count_on(world: World) -> None:
+    store = Store(world.state / OUTBOX, world.attached.manifest.id)
+    store.append(list(stream(1, 7)), Books(number=1).to_plain())
+    store.close()
+    pipeline = world.pipeline()
+    async with running(pipeline, detaching=False):
+        assert pipeline.statement().to_plain()["in_outbox"] == 7
+
+
+async def test_what_was_filtered_counts_before_its_batch_is_safe(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "DEADLINE", 0.05)
+    with monkeypatch.context() as patched:
+        patched.setattr(app, "LogSink", Stuck)
+        pipeline = world.pipeline(judge=Judge("kind <> 'fork'", world.said.append))
+    async with running(pipeline, detaching=False):
+        world.some()
+        await until(lambda: bool(pipeline.statement().in_flight.sum() == 20))
+        statement = pipeline.statement()
+        assert statement.balanced
+        assert statement.to_plain()["filtered"] == 10
 
 
 async def test_a_run_that_is_killed_anywhere_is_taken_up(world: World) -> None:
