@@ -24,6 +24,7 @@ __all__ = [
     "MAX_RINGS",
     "PAYLOAD",
     "PROC_RING",
+    "REDACTED",
     "SIZE",
     "STRIDE",
     "event_id",
@@ -47,6 +48,8 @@ CUT: Final = 1
 """Flag of a chunk: the event ends here, its data could be read no further (fault). `parts` is part + 1."""
 CAPPED: Final = 2
 """Flag of a chunk: the event ends here, the program could not go on (tail call). `parts` is part + 1."""
+REDACTED: Final = 4
+"""Flag of a head: a pattern masked something on its command line before it was stored (the look at /proc)."""
 
 HEADER: Final = np.dtype(
     [
@@ -59,7 +62,7 @@ HEADER: Final = np.dtype(
         ("parts", "<u4"),  # of the whole event, as its writer knew it then: the smallest counts
         ("kind", "<u2"),  # number of the event's schema
         ("size", "<u2"),  # bytes of promise data in this chunk
-        ("flags", "<u2"),  # CUT, CAPPED
+        ("flags", "<u2"),  # CUT, CAPPED, REDACTED
         ("faults", "<u2"),  # in a head: bit i is set when the kernel could not read all of promise i
         ("payload", "u1", (PAYLOAD,)),
     ]

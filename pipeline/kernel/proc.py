@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline.chunk import HEADER, PROC_RING, event_id, sequence_of, split
+from pipeline.chunk import HEADER, PROC_RING, REDACTED, event_id, sequence_of, split
 from pipeline.event import UNKNOWN, Array
 from pipeline.kernel import bpf
 from pipeline.kernel.layout import IDENTITY, TICK, Identity, cgroup_known, start_ticks
@@ -134,7 +134,7 @@ def _event(
     try:
         _identity(view, folder, process, exec_id)
         _parent(view, process.parent, identities)
-        data = _promises(view, folder, schema, caps, redaction)
+        data = _promises(head, folder, schema, caps, redaction)
     except GONE:
         return None
     head["faults"] = sum(1 << i for i, p in enumerate(schema.promises) if view[f"{p.name}_of"] == UNKNOWN)
@@ -166,18 +166,23 @@ def _identity(view: Any, folder: Path, process: Process, exec_id: int) -> None:
 
 
 def _promises(
-    view: Any, folder: Path, schema: Schema, caps: Mapping[str, int], redaction: Redaction
+    head: Array, folder: Path, schema: Schema, caps: Mapping[str, int], redaction: Redaction
 ) -> bytes:
-    """Fill the {of, have} pairs and the fields about the executable; returns the promises' data."""
+    """Fill the {of, have} pairs and the fields about the executable; returns the promises' data.
+
+    Nothing secret may lie in the file: command lines and environments are masked before they are written.
+    """
+    view = head.view(schema.dtype)[0]
     executable = _executable(view, folder)
     argv, environment = _read(folder / "cmdline"), _read(folder / "environ")
     view["argc"] = argv.count(b"\0") if argv is not None else NONE
     view["envc"] = environment.count(b"\0") if environment is not None else NONE
+    shown = argv if argv is None else redaction.arguments(argv)
+    head["flags"] = 0 if shown is argv else REDACTED
     values = {
         "executable": executable,
         "cwd": _link(folder / "cwd"),
-        "argv": argv if argv is None else redaction.arguments(argv),
-        # Nothing secret may lie in the file: the values are masked before they are written.
+        "argv": shown,
         "environment": environment if environment is None else redaction.variables(environment),
     }
     if not redaction.environment:

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
+from pipeline.chunk import REDACTED
 from pipeline.event import Array, Batch, Ints, Settled, settle
 from pipeline.promises import Value, extents, strings, value
 from pipeline.redact import Redaction
@@ -184,7 +185,7 @@ class Tails:
             packed = pack(shown)
             parts += (pack(promise.name), packed)
             longest = max(longest, (promise.name, len(packed), seen), key=lambda item: item[1])
-            if masked:
+            if masked or (promise.redact == "argv" and int(batch.heads[row]["flags"]) & REDACTED):
                 redacted.append(promise.name)
             if how.state != "complete" and (self._redaction.environment or promise.redact != "environment"):
                 of, chunks = how.of, list(how.parts)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.chunk import CAPPED, CUT, PROC_RING
+from pipeline.chunk import CAPPED, CUT, PROC_RING, REDACTED
 from pipeline.event import UNKNOWN, Encoded, Hole
 from pipeline.redact import Redaction
 from pipeline.schema import by_name
@@ -194,6 +194,13 @@ def test_an_event_that_ended_early(flag: int, state: str) -> None:
         "argv": state,
         "environment": state,
     }
+
+
+def test_a_command_line_that_was_masked_before_says_so() -> None:
+    (record,) = decoded(event("process", 1, argv=b"login\0--password=***\0", flags_=REDACTED))
+    assert record["argv"] == ["login", "--password=***"]
+    assert record["redacted"] == ["argv"]
+    assert "unsettled" not in record
 
 
 def test_data_that_is_not_there_is_never_taken_from_a_neighbour() -> None:
