@@ -128,7 +128,7 @@ def producer(
     """A producer that loses nothing and keeps order. `largest`: bytes of the largest batch it may send."""
     options: dict[str, Any] = settings(
         place,
-        {"linger.ms": 2, "compression.type": "lz4", "queue.buffering.max.kbytes": 32768, **properties},
+        {"linger.ms": 2, "compression.type": "lz4", "queue.buffering.max.kbytes": 16384, **properties},
         enable_idempotence=True,
         acks="all",
         # A record whose time ran out would be lost with a broker that comes back.

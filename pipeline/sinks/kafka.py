@@ -39,7 +39,7 @@ SLOW: Final = 1.0
 """Seconds that a batch may take while the rings are more than half full."""
 END: Final = 10.0
 """Seconds that the end of a run gives a broker that is well to take what is in the outbox."""
-WAITING: Final = 8
+WAITING: Final = 2
 """Batches that may wait for the pump."""
 ROWS: Final = 8 << 20
 """Bytes of outbox rows under way."""

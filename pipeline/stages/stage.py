@@ -68,7 +68,7 @@ class Stage(Protocol[In_contra, Out_co]):
 class Link(Generic[T]):
     """A small bounded channel between two stages that knows what is in it."""
 
-    def __init__(self, name: str, size: int = 2) -> None:
+    def __init__(self, name: str, size: int = 1) -> None:
         self.name = name
         self._send, self._receive = trio.open_memory_channel[T](size)
         self._inside: deque[T] = deque()

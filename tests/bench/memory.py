@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import trio
 
 from pipeline.kafka import ensure
@@ -45,11 +46,13 @@ KEEP: Final = {"log.retention.bytes": str(256 << 20), "log.segment.bytes": str(6
 def measure(long: bool = False) -> Part:
     """Half a minute, or ten."""
     seconds = LONG if long else SECONDS
-    with Broker(KEEP) as kafka:
+    with Broker(KEEP) as kafka, tempfile.NamedTemporaryFile(suffix=".npy") as contents:
         place = Kafka(kafka.address, "bench")
         ensure(place, {}, partitions=PARTITIONS, largest=LARGEST)
+        # Made here: to make them takes more memory than is to be measured.
+        np.save(contents.name, lap(RING, EXECS))
         flood = subprocess.Popen(
-            [sys.executable, "-m", __name__, kafka.address, str(seconds)],
+            [sys.executable, "-m", __name__, kafka.address, str(seconds), contents.name],
             cwd=Path(__file__).parents[2],
             stdout=subprocess.PIPE,
             text=True,
@@ -82,12 +85,12 @@ def _watch(flood: subprocess.Popen[str], seconds: float) -> list[float]:
     return looks
 
 
-def main(address: str, seconds: float) -> None:
+def main(address: str, seconds: float, contents: str) -> None:
     """The process that is watched."""
     place = Kafka(address, "bench")
     with (
         tempfile.TemporaryDirectory() as state,
-        SyntheticRings(lap(RING, EXECS), rings=RINGS, laps=ENDLESS) as rings,
+        SyntheticRings(np.load(contents, mmap_mode="r"), rings=RINGS, laps=ENDLESS) as rings,
     ):
 
         def go() -> None:
@@ -108,4 +111,4 @@ def main(address: str, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]))
+    main(sys.argv[1], float(sys.argv[2]), sys.argv[3])

@@ -23,7 +23,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.chunk import PROC_RING, SIZE, STRIDE, event_id, ring_of, split
+from pipeline.chunk import PROC_RING, STRIDE, event_id, ring_of, split
 from pipeline.kernel.ring import PAGE, Ring, RingMemory
 from pipeline.ledger import RingBooks
 from pipeline.schema import by_number
@@ -69,7 +69,8 @@ class SyntheticRings:
         for number, fd in enumerate(self._descriptors):
             os.ftruncate(fd, 2 * PAGE + size)
             memory = self.memories[number] = _map(fd, size)
-            memory.chunks[: len(chunks)] = numbered(chunks, number)
+            memory.chunks[: len(chunks)] = chunks
+            _number(memory.chunks[: len(chunks)], number)
         events = int(np.count_nonzero(chunks["part"] == 0))
         self.spec = Spec(size, self._descriptors, events, laps, rate)
         self.memories[PROC_RING] = RingMemory.of_chunks(_shells())
@@ -174,16 +175,13 @@ def _shells() -> NDArray[Any]:
     return np.concatenate([_cut(values) for values in who])
 
 
-def numbered(chunks: NDArray[Any], ring: int) -> NDArray[Any]:
-    """A lap as it stands before a ring's first: the writer adds a lap's numbers before it shows a chunk."""
-    mine = chunks.copy()
-    words = mine.view("<i8").reshape(-1, WORDS)
-    shift = event_id(ring, FIRST - len(mine))
-    words[:, SEQUENCE] += FIRST - len(mine)
+def _number(lap: NDArray[Any], ring: int) -> None:
+    """Number a lap as it stands before a ring's first: the writer adds a lap's numbers before it shows it."""
+    words = lap.view("<i8").reshape(-1, WORDS)
+    shift = event_id(ring, FIRST - len(lap))
+    words[:, SEQUENCE] += FIRST - len(lap)
     words[:, ID] += shift
     words[_moves(words, 0), EXEC_ID] += shift
-    mine["length"] = SIZE
-    return mine
 
 
 def _moves(words: NDArray[np.int64], ring: int) -> NDArray[np.bool_]:
