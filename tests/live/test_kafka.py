@@ -1,0 +1,120 @@
+"""From this kernel into a real Apache Kafka, read back by programs that are not ours: kcat and ormsgpack."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import ormsgpack
+import pytest
+
+from tests.broker import Broker
+from tests.live.run import Live, Record, eventually
+from tests.live.test_run import executed, marked, numbers, place, storm
+from tests.live.witness import as_record, execute
+
+pytestmark = [pytest.mark.kernel, pytest.mark.kafka]
+
+
+@dataclass(frozen=True, order=True)
+class Frame:
+    """One record of a topic, as kcat prints it."""
+
+    partition: int
+    offset: int
+    key: bytes
+    value: bytes
+
+    @property
+    def record(self) -> Record:
+        found: Record = ormsgpack.unpackb(self.value)
+        return found
+
+
+def frames(kafka: Broker, topic: str) -> list[Frame]:
+    """All of a topic, by partition and offset."""
+    # Numbers as text, each with a blank behind it; then key and value, each behind its length.
+    command = ["kcat", "-q", "-b", kafka.address, "-t", topic, "-C", "-e", "-f", "%p %o %K %k%S %s"]
+    said = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
+    found, at = [], 0
+    while at < len(said):
+        partition, offset, length, rest = said[at:].split(b" ", 3)
+        at = len(said) - len(rest)
+        key = said[at : at + int(length)]
+        size, rest = said[at + len(key) :].split(b" ", 1)
+        at = len(said) - len(rest)
+        value = said[at : at + int(size)]
+        at += len(value)
+        found.append(Frame(int(partition), int(offset), key, value))
+    return sorted(found)
+
+
+def test_what_others_read_is_what_was_executed(
+    make_live: Callable[..., Live], kafka: Broker, acts: bytes
+) -> None:
+    to = f"kafka://{kafka.address}/others"
+    live = make_live(redact__argv="token=[^ ]+")
+    live.start("--to", to)
+    argvs = [
+        [b"acts", b"one"],
+        [b"acts", b"", b"\xff\xfe", b"a\nb"],
+        [b"acts", b"x" * 100_000],
+        [b"acts", b"login", b"token=hunter2"],
+    ]
+    done = [execute(acts, argv, [b"SECRET=hunter2", b"LANG=C"]) for argv in argvs]
+    count = executed(storm(acts, b"others", 200, 0))
+    assert live.stop() == 0, live.said()
+    ledger = live.ledger()
+    assert ledger["balanced"]
+    assert ledger["lost"] == ledger["in_outbox"] == ledger["in_flight"] == 0
+
+    found = frames(kafka, "others.process")
+    assert len(found) == ledger["acknowledged"]
+    assert not [f for f in found if b"=hunter2" in f.value]
+    records = [frame.record for frame in found]
+    assert all(frame.key.decode() == r["process"]["id"] for frame, r in zip(found, records, strict=True))
+    # Records of one process lie in one partition.
+    assert len({(f.key, f.partition) for f in found}) == len({f.key for f in found})
+    execs = {r["process"]["pid"]: r for r in records if r["kind"] == "exec"}
+    for act, argv in zip(done, argvs, strict=True):
+        record = execs[act.pid]
+        shown = [as_record(a) for a in argv]
+        if b"token=hunter2" in argv:
+            shown[-1] = "***"
+            assert record["redacted"] == ["argv"]
+        assert record["argv"] == shown
+        assert record["environment"] == ["SECRET=***", "LANG=C"]
+    assert sorted(numbers(marked(records, "others"))) == list(range(count))
+
+    again = live.command("replay", to, f"kafka://{kafka.address}/replayed")
+    assert again.returncode == 0, again.stderr
+    copies = frames(kafka, "replayed.process")
+    assert sorted((f.partition, f.key, f.value) for f in copies) == sorted(
+        (f.partition, f.key, f.value) for f in found
+    )
+
+
+def test_killed_runs_into_kafka(make_live: Callable[..., Live], kafka: Broker, acts: bytes) -> None:
+    to = f"kafka://{kafka.address}/killed"
+    live = make_live()
+    live.start("--to", to, events="exec,exit")
+    running = storm(acts, b"kafka", 600)
+    for _ in range(3):
+        time.sleep(0.2)
+        live.stop(signal.SIGKILL)
+        assert live.ledger()["balanced"], "while nobody runs"
+        live.start("--to", to, events="exec,exit")
+    count = executed(running)
+    eventually(lambda: live.ledger()["in_flight"] == 0, "everything to be acknowledged")
+    assert live.stop() == 0, live.said()
+    ledger = live.ledger()
+    assert ledger["balanced"]
+    assert ledger["losses"] == []
+    found = marked([frame.record for frame in frames(kafka, "killed.process")], "kafka")
+    assert sorted(set(numbers(found))) == list(range(count))
+    # What came twice is the same record twice.
+    assert len({place(r) for r in found}) == count
+    assert live.command("detach", "--state", str(live.state)).returncode == 0
