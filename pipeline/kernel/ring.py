@@ -103,6 +103,11 @@ class Ring:
         return self.position == self.cursor == int(self._memory.producer[0])
 
     @property
+    def waits(self) -> bool:
+        """Something was not read yet."""
+        return int(self._memory.producer[0]) > self.cursor
+
+    @property
     def filled(self) -> float:
         """The part of the ring that is taken, 0 to 1: unread, or read and not yet safe."""
         return (int(self._memory.producer[0]) - self.position) / self.size

@@ -25,8 +25,10 @@ LONGEST_NAP: Final = 0.02
 """Seconds between two passes while nothing comes and something is still unsafe."""
 SLACK: Final = 1_000_000
 """ns: how much later than its time a chunk may become visible."""
-LIMIT: Final = 8192
-"""Chunks that a pass takes from one ring: 2 MiB."""
+LIMIT: Final = 16384
+"""Chunks that a pass takes in all: 4 MiB, shared by those rings that have any. So memory is bounded."""
+LEAST: Final = 256
+"""Chunks that it may take from one ring, however many share."""
 
 
 class Rings:
@@ -102,12 +104,13 @@ class Rings:
     def _look(self) -> Pass:
         boottime, clock = self._now()
         watermark = boottime - SLACK
+        share = max(LIMIT // max(sum(ring.waits for ring in self.rings.values()), 1), LEAST)
         slices = []
         for ring in self.rings.values():
-            found = ring.read(LIMIT)
+            found = ring.read(share)
             if found is not None:
                 slices.append(found)
-            full = found is not None and len(found.chunks) == LIMIT
+            full = found is not None and len(found.chunks) == share
             if ring.stalled or full:  # what stands there already is hardly earlier than what was read
                 watermark = min(watermark, ring.time - SLACK)
         return Pass(tuple(slices), watermark, clock)
