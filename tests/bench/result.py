@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-__all__ = ["Figure", "Part", "Table", "figure", "write"]
+__all__ = ["Figure", "Part", "Table", "figure", "machine", "tried", "write"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 Relation = Literal["<=", ">=", "=="]
@@ -106,6 +106,11 @@ class Part:
     figures: Sequence[Figure]
     tables: Sequence[Table] = field(default_factory=tuple)
     remarks: Sequence[str] = field(default_factory=tuple)
+
+
+def tried(figures: Sequence[Figure], what: str) -> list[str]:
+    """The remark on a missed goal: what was tried, each measured before and after in one run."""
+    return [f"Goal missed. {' '.join(what.split())}"] if any(f.met is False for f in figures) else []
 
 
 def machine() -> str:
