@@ -10,6 +10,7 @@ from ctypes import c_int
 from pathlib import Path
 from typing import Any, Final
 
+from pipeline.chunk import STRIDE
 from pipeline.kernel import bpf, btf, source
 from pipeline.kernel.layout import BOOKS, books_view
 from pipeline.kernel.ring import Ring, RingMemory
@@ -63,7 +64,7 @@ class Flood:
 
     def fill(self) -> None:
         """Fill the ring with chunks of a process that has ended; it was empty before."""
-        self.start(SIZE // 256 + 4096).communicate()
+        self.start(4 * SIZE // STRIDE).communicate()  # the first ones come before it is marked
 
     def reader(self) -> Ring:
         """A reader of all that comes from now on; the ring is empty."""

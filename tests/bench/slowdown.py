@@ -35,9 +35,9 @@ BLOCK: Final = 0.25
 ENVIRONMENT: Final = {f"VARIABLE_{n:02}": "v" * 36 for n in range(61)}
 """3 KB."""
 TRIED: Final = """
-The table says which program takes it. Done before this run, each measured by the same statistics: plain loads for probe
-reads wherever the verifier knows the pointer (fork −35 %, exit −50 %, exec −30 %), paths walked by plain loads without a
-tail call.
+The table says which program takes it. Done before this run, each measured by the same statistics: plain
+loads for probe reads wherever the verifier knows the pointer (fork −35 %, exit −50 %, exec −30 %), paths
+walked by plain loads without a tail call.
 """
 STATISTICS: Final = Path("/proc/sys/kernel/bpf_stats_enabled")
 FIRST: Final = 200
