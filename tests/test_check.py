@@ -107,7 +107,7 @@ def test_costly_events_are_off_unless_named_and_say_their_cost() -> None:
     off = judged(ALL)["exec_failed"]
     assert off.status == "ok"
     assert "off, not tried" in off.answer
-    assert "21 ns" in off.advice
+    assert "90 ns" in off.advice
     asked = {"events": "exec_failed"}
     assert judged([*ALL, hook("exec_failed", True, cost="dear")], **asked)["exec_failed"].advice == "dear"
     assert judged([*ALL, hook("exec_failed", False, cost="dear")], **asked)["exec_failed"].status == "fail"

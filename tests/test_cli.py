@@ -212,7 +212,7 @@ def test_check_asks_the_kernel(tmp_path: Path, pins: str) -> None:
     for event in ("exec", "fork", "exit"):
         assert found[event]["status"] == "ok"
         assert "our own act came through" in found[event]["answer"]
-    assert "21 ns" in found["exec_failed"]["advice"]
+    assert "90 ns" in found["exec_failed"]["advice"]
     assert not Path(pins).exists()
 
 
