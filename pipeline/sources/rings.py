@@ -21,6 +21,10 @@ __all__ = ["NAP", "Rings"]
 
 NAP: Final = 0.002
 """Seconds between two passes while events come: latency against CPU (see docs/benchmarks.md)."""
+FEW: Final = 64
+"""Chunks that are not worth a pass of their own so soon: a pass costs the same for one as for a hundred."""
+PATIENCE: Final = 2.5
+"""How much longer the nap is after a pass that found few."""
 LONGEST_NAP: Final = 0.02
 """Seconds between two passes while nothing comes and something is still unsafe."""
 SLACK: Final = 1_000_000
@@ -89,8 +93,14 @@ class Rings:
                 await self._sleep()
                 nap = self._nap
             else:
-                nap = self._nap if found.slices else min(2 * nap, LONGEST_NAP)
+                nap = self._nap_after(found, nap)
                 await trio.sleep(nap)
+
+    def _nap_after(self, found: Pass, nap: float) -> float:
+        if not found.slices:
+            return min(2 * nap, LONGEST_NAP)
+        chunks = sum(len(s.chunks) for s in found.slices)
+        return self._nap if chunks >= FEW else PATIENCE * self._nap
 
     async def _sleep(self) -> None:
         self._awake = trio.Event()

@@ -13,7 +13,7 @@ from pipeline.event import Pass
 from pipeline.kernel.ring import Ring
 from pipeline.ledger import RingBooks
 from pipeline.sources import rings as source_module
-from pipeline.sources.rings import LONGEST_NAP, NAP, SLACK, Rings
+from pipeline.sources.rings import LONGEST_NAP, NAP, PATIENCE, SLACK, Rings
 from pipeline.stages.stage import Link
 from tests.kernel_ring import KernelRing
 
@@ -50,6 +50,14 @@ class World:
 @pytest.fixture
 def world() -> Iterator[World]:
     world = World()
+    yield world
+    for ring in world.kernel:
+        ring.close()
+
+
+@pytest.fixture
+def big_world() -> Iterator[World]:
+    world = World(room=256)
     yield world
     for ring in world.kernel:
         ring.close()
@@ -111,19 +119,23 @@ async def test_passes_go_on_while_anything_is_unsafe_and_no_longer(
         world.source.stop(drain=True)
 
 
-async def test_naps_are_short_again_when_chunks_come(
-    world: World, autojump_clock: trio.testing.MockClock
+async def test_naps_are_short_again_when_many_chunks_come(
+    big_world: World, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(source_module, "FEW", 2)
+    world = big_world
     link: Link[Pass] = Link("passes", 10_000)
     world.write()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.source.run, link)
         await trio.sleep(1)
-        before = world.looks
-        for _ in range(50):
-            world.write()
-            await trio.sleep(NAP)
-        assert world.looks - before >= 45
+        for chunks, nap in ((2, NAP), (1, PATIENCE * NAP)):
+            before = world.looks
+            for _ in range(50):
+                for _ in range(chunks):
+                    world.write()
+                await trio.sleep(nap)
+            assert 50 - LONGEST_NAP / nap - 2 <= world.looks - before <= 52
         nursery.cancel_scope.cancel()
 
 
