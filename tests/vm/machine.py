@@ -28,6 +28,8 @@ SLOTS: Final = 2
 VIRTME: Final = STATE / "venv" / "bin" / "virtme-run"
 INSIDE: Final = Path(__file__).with_name("inside.sh")
 LSM: Final = "lsm=lockdown,capability,landlock,yama,bpf"
+CACHED: Final = "local,path=/,mount_tag=cached,security_model=none,multidevs=remap"
+"""The host's root once more, for inside.sh to mount with a cache."""
 LOOK: Final = 0.05
 
 
@@ -77,9 +79,10 @@ def run(
         machine = subprocess.Popen(
             [
                 *(VIRTME, "--kimg", image, "--mods", "auto", "--disable-kvm", "--rw", "--memory", "2G"),
-                *("--cpus", "2", "--verbose", "--cwd", HERE, "-a", LSM),
+                *("--cpus", "2", "--show-boot-console", "--cwd", HERE, "-a", LSM),
                 *(part for option in options for part in ("-a", option)),
-                *("--script-sh", f"bash {INSIDE} {folder} {HERE}"),
+                *("--script-sh", f"busybox sh {INSIDE} {folder} {HERE}"),
+                *("--qemu-opts", "-virtfs", CACHED),
             ],
             stdin=subprocess.DEVNULL,
             stdout=console,
