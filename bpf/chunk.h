@@ -3,15 +3,18 @@
 // A chunk takes its sequence number before it tries to reserve space and its time after it (I1). So every
 // chunk that found no space is a gap in the numbers, and for each ring, always:
 //     producer position / 256 + drops = sequence - start
-// Numbers, drops and the counts of events live in `books`, one row per ring, mapped by the pipeline.
+// Numbers, drops and the counts of events live in `books`, one row per ring, mapped by the pipeline; two rows behind them are
+// for rings that the pipeline fills itself.
 //
 // Scratch memory belongs to one program on one CPU: the kernel never runs a program again on a CPU where it is
-// already running (it counts such a run as a recursion miss, and we book it).
+// already running (it counts such a run as a recursion miss, and we book it). LSM programs are the exception: see slot.h.
 
 struct kind_books {
     u64 attempted;      // events that a hook saw, those filtered included
     u64 lost_full;      // their head found no space in the ring
     u64 lost_call;      // a tail call before the head fell through
+    u64 lost_slot;      // no scratch memory: too many runs overlapped
+    u64 expired;        // joins of two hooks whose second half never came
     u64 filtered_self;  // caused by the pipeline itself (I8)
     u64 filtered_test;  // caused by the loader's self-test
     u64 filtered_uid;
@@ -27,7 +30,7 @@ struct books {
     u64 hidden;         // ids given to execs that a filter hid
     u64 identity_full;  // processes that found no place in `identities`
     u64 cut_calls;      // events cut short because a tail call fell through
-    u64 spare;
+    u64 joins;          // open joins of two hooks; 0 when nothing is under way
     struct kind_books kinds[KINDS];
 };
 
@@ -39,22 +42,13 @@ struct settings {
     u32 by_cgroup;      // 1: only cgroups in `cgroups`
     u32 cgroup_known;   // 0: version-1 hierarchies, the id that the kernel gives means nothing
     u32 cap_path, cap_argv, cap_environment;
-    u32 spare;
+    u32 memory_all;     // mappings that cannot be executed too
 };
 
 BPF_RINGBUF_OUTPUT(ring_model, 1);
 BPF_ARRAY_OF_MAPS(rings, "ring_model", RINGS);
-BPF_F_TABLE("array", u32, struct books, books, RINGS, 1U << 10 /* BPF_F_MMAPABLE */);
+BPF_F_TABLE("array", u32, struct books, books, RINGS + 2, 1U << 10 /* BPF_F_MMAPABLE */);
 BPF_ARRAY(settings, struct settings, 1);
-BPF_PROG_ARRAY(calls, 8);
-
-#define CALL_EXEC_WALK 0
-#define CALL_EXEC_EMIT 1
-#define CALL_EXEC_STREAM 2
-#define CALL_FAILED_STRINGS 3
-#define CALL_FAILED_WALK 4
-#define CALL_FAILED_EMIT 5
-#define CALL_FAILED_STREAM 6
 
 #define CUT 1
 #define CAPPED 2

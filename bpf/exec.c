@@ -75,9 +75,9 @@ PROGRAM(on_exec)
         s->stage = WALK_EXECUTABLE;
         walk_executable(&s->walk, s->buffer, task, set->cap_path);
         if (walk_short(&s->walk, s->buffer, &s->head.executable))
-            calls.call(ctx, CALL_EXEC_EMIT);
+            calls_exec.call(ctx, CALL_exec_emit);
     }
-    calls.call(ctx, CALL_EXEC_WALK);
+    calls_exec.call(ctx, CALL_exec_walk);
     exec_lost(s, book, ring);
     return 0;
 }
@@ -97,12 +97,12 @@ PROGRAM(exec_walk)
         ended = 1;
     }
     if (ended && s->stage == WALK_EXECUTABLE)
-        calls.call(ctx, CALL_EXEC_EMIT);
+        calls_exec.call(ctx, CALL_exec_emit);
     if (ended && s->stage == WALK_CWD) {
         s->stage = WALK_EXECUTABLE;
         walk_executable(&s->walk, s->buffer, (void *)bpf_get_current_task_btf(), set->cap_path);
     }
-    calls.call(ctx, CALL_EXEC_WALK);
+    calls_exec.call(ctx, CALL_exec_walk);
     exec_lost(s, book, ring);
     return 0;
 }
@@ -176,7 +176,7 @@ PROGRAM(exec_emit)
     remember(book, &key, stream->id, s->flags);
     if (sent != HEAD_AND_MORE)
         return 0;
-    calls.call(ctx, CALL_EXEC_STREAM);
+    calls_exec.call(ctx, CALL_exec_stream);
     count(book->cut_calls);
     stream_cut(stream, book, ring, CAPPED);
     return 0;
@@ -192,7 +192,7 @@ PROGRAM(exec_stream)
     for (int i = 0; i < STREAM_STEPS; i++)
         if (stream_step(&s->stream, s->buffer, EXEC_BUFFER, book, ring))
             return 0;
-    calls.call(ctx, CALL_EXEC_STREAM);
+    calls_exec.call(ctx, CALL_exec_stream);
     count(book->cut_calls);
     stream_cut(&s->stream, book, ring, CAPPED);
     return 0;

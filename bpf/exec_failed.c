@@ -7,7 +7,6 @@
 #define NR_execveat 322
 #define NR_execve_32 11
 #define NR_execveat_32 358
-#define TS_COMPAT 2
 #define ERESTARTSYS 512
 #define ERESTART_RESTARTBLOCK 516
 
@@ -38,7 +37,7 @@ BPF_ARRAY(failed_scratches, struct failed_scratch, RINGS);
 static __always_inline int exec_arguments(struct failed_scratch *s, void *task, void *regs, u64 *path)
 {
     u64 number = READ(pt_regs, orig_ax, regs);
-    if (LOAD(task_struct, thread_info__status, task) & TS_COMPAT) {
+    if (is_compat(task)) {
         s->width = 4;
         if (number == NR_execve_32) {
             *path = (u32)READ(pt_regs, bx, regs);
@@ -62,11 +61,6 @@ static __always_inline int exec_arguments(struct failed_scratch *s, void *task, 
     s->pointers[0] = READ(pt_regs, dx, regs);
     s->pointers[1] = READ(pt_regs, r10, regs);
     return number == NR_execveat;
-}
-
-static __always_inline int is_exec(u64 number)
-{
-    return number == NR_execve || number == NR_execveat || number == NR_execve_32 || number == NR_execveat_32;
 }
 
 // A path takes at most STRING_ROOM bytes with its NUL, an argument ARGUMENT_ROOM: was this one longer?
@@ -106,15 +100,12 @@ static __always_inline void all_fault(struct failed_scratch *s, struct settings 
     s->which = 2;
 }
 
-PROGRAM(on_sys_exit)
+PROGRAM(failed_exit)
 {
     long result = ctx->args[1];
     if (result >= 0 || result < -4095 || (result <= -ERESTARTSYS && result >= -ERESTART_RESTARTBLOCK))
         return 0;
     void *regs = (void *)ctx->args[0];
-    if (!is_exec(READ(pt_regs, orig_ax, regs)))
-        return 0;
-
     u32 ring = bpf_get_smp_processor_id(), zero = 0;
     struct books *book = books.lookup(&ring);
     struct settings *set = settings.lookup(&zero);
@@ -151,7 +142,7 @@ PROGRAM(on_sys_exit)
     s->stage = WALK_CWD;
     s->walk.calls = 0;
     walk_cwd(&s->walk, s->buffer, task, set->cap_path);
-    calls.call(ctx, CALL_FAILED_WALK);
+    calls_exec_failed.call(ctx, CALL_failed_walk);
     count(kind->lost_call);
     return 0;
 }
@@ -171,12 +162,12 @@ PROGRAM(failed_walk)
         ended = 1;
     }
     if (ended && s->stage == WALK_EXECUTABLE)
-        calls.call(ctx, CALL_FAILED_STRINGS);
+        calls_exec_failed.call(ctx, CALL_failed_strings);
     if (ended && s->stage == WALK_CWD) {
         s->stage = WALK_EXECUTABLE;
         walk_executable(&s->walk, s->buffer, (void *)bpf_get_current_task_btf(), set->cap_path);
     }
-    calls.call(ctx, CALL_FAILED_WALK);
+    calls_exec_failed.call(ctx, CALL_failed_walk);
     count(book->kinds[KIND_exec_failed].lost_call);
     return 0;
 }
@@ -252,16 +243,16 @@ PROGRAM(failed_strings)
         else if (s->which == 1 && set->environment)
             strings_step(s, &s->head.environment, set->cap_environment);
         else
-            calls.call(ctx, CALL_FAILED_EMIT);
+            calls_exec_failed.call(ctx, CALL_failed_emit);
     }
     if (s->rounds++ < STRINGS_CALLS) {
-        calls.call(ctx, CALL_FAILED_STRINGS);
+        calls_exec_failed.call(ctx, CALL_failed_strings);
     } else { // capped: how much there would have been is not known
         count(book->cut_calls);
         if (s->which == 0)
             s->head.argv.of = s->counts[0] = UNKNOWN;
         s->head.environment.of = s->counts[1] = UNKNOWN;
-        calls.call(ctx, CALL_FAILED_EMIT);
+        calls_exec_failed.call(ctx, CALL_failed_emit);
     }
     count(book->kinds[KIND_exec_failed].lost_call);
     return 0;
@@ -285,7 +276,7 @@ PROGRAM(failed_emit)
                          s->faults);
     if (sent != HEAD_AND_MORE)
         return 0;
-    calls.call(ctx, CALL_FAILED_STREAM);
+    calls_exec_failed.call(ctx, CALL_failed_stream);
     count(book->cut_calls);
     stream_cut(stream, book, ring, CAPPED);
     return 0;
@@ -301,7 +292,7 @@ PROGRAM(failed_stream)
     for (int i = 0; i < STREAM_STEPS; i++)
         if (stream_step(&s->stream, s->buffer, FAILED_BUFFER, book, ring))
             return 0;
-    calls.call(ctx, CALL_FAILED_STREAM);
+    calls_exec_failed.call(ctx, CALL_failed_stream);
     count(book->cut_calls);
     stream_cut(&s->stream, book, ring, CAPPED);
     return 0;

@@ -26,8 +26,10 @@
     value_;                                                                                       \
 })
 
-// A field that some kernels lack.
+// A field that some kernels lack. (HAVE_type__field says whether this one does.)
 #define LOAD_IF(type, field, pointer, otherwise) (HAVE_##type##__##field ? LOAD(type, field, pointer) : (otherwise))
+
+#define READ_IF(type, field, pointer, otherwise) (HAVE_##type##__##field ? READ(type, field, pointer) : (otherwise))
 
 // The address of a field that is itself a struct or an array, and back from such an address to the struct around it.
 #define AT(type, field, pointer) MOVE(pointer, FIELD_##type##__##field, OFFSET_##type##__##field)

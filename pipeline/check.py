@@ -173,7 +173,7 @@ def judge(config: Config, tried: Sequence[Hook]) -> Iterator[Finding]:
         is_wanted = name in config.events if config.events else is_free
         hooks = [hook for hook in tried if hook.event == name]
         for hook in hooks:
-            answer = f"{hook.surface} {hook.hook}".strip() + f": {hook.answer}"
+            answer = " ".join((hook.surface, *hook.hooks)) + f": {hook.answer}"
             if hook.works or name in working:
                 yield Finding(name, "ok", answer, hook.cost if hook.works else "another surface serves")
             elif is_wanted:

@@ -20,7 +20,8 @@ from pipeline.event import Array, Batch, Ints, settle
 from pipeline.promises import extents, pick, value
 from pipeline.record import DERIVED, entities, identity
 from pipeline.redact import Redaction
-from pipeline.schema import Field, Promise, Schema, by_name, by_number
+from pipeline.schema import VARYING, Field, Promise, Schema, by_name, by_number
+from pipeline.texts import texts
 
 __all__ = ["COLUMNS", "Column", "Columns", "of_records", "surface_of"]
 
@@ -43,6 +44,8 @@ _WIDTH: Final = {
     "text": "text",
     "bytes": "text",
     "comm": "text",
+    "ip": "text",
+    "tag": "text",
     "strings": "strings",
 }
 
@@ -53,6 +56,7 @@ def _columns() -> dict[str, Column]:
     def add(name: str, type: str, meaning: str, *paths: tuple[str, ...]) -> None:
         if (known := found.get(name)) is not None:
             paths = (*paths, *(path for path in known.paths if path not in paths))
+            type = "u64" if {type, known.type} == {"i64", "u64"} else type
         found[name] = Column(name, type, meaning, paths)
 
     for item in DERIVED:
@@ -65,7 +69,8 @@ def _columns() -> dict[str, Column]:
         for path in entities(schema):
             add(f"{path[-1]}_id", "text", f"id of the {path[-1]}, made like process_id", (*path, "id"))
         for promise in schema.promises:
-            add(promise.name, _WIDTH[promise.type], promise.meaning, (promise.name,))
+            if promise.type in _WIDTH:
+                add(promise.name, _WIDTH[promise.type], promise.meaning, (promise.name,))
     return found
 
 
@@ -171,11 +176,12 @@ class Columns:
     def _values(self, column: Column, look: _Look) -> list[Any] | None:
         schema = look.schema
         processes = entities(schema)
+        hidden = schema.hidden(surface_of(schema, self._surfaces))
         for path in column.paths:
             if (promise := next((p for p in schema.promises if (p.name,) == path), None)) is not None:
-                return self._promise(promise, look)
+                return None if promise.name in hidden else self._promise(promise, look)
             if (field := next((f for f in schema.fields if f.path == path), None)) is not None:
-                return _field(field, look)
+                return None if field.name in hidden else _field(field, look)
             if path in self._derived:
                 return self._derived[path](look)
             if path[-1] == "id" and path[:-1] in processes:
@@ -212,11 +218,11 @@ def _column(look: _Look, name: str) -> list[Any]:
 
 def _field(field: Field, look: _Look) -> list[Any]:
     values = look.view[field.name]
-    if field.type == "comm":
-        return [_shown(bytes(name).partition(b"\0")[0]) for name in values.tolist()]
+    if field.type in VARYING:
+        return [_shown(value) for value in texts(field, values)]
+    unknown = np.zeros(len(values), bool) if field.nil is None else values == field.nil
     if field.type == "bool":
         values = values != 0
-    unknown = np.zeros(len(values), bool) if field.nil is None else values == field.nil
     if field.path[:2] == ("process", "parent"):
         unknown |= look.topmost
     return _nulled(values, unknown)

@@ -115,6 +115,12 @@ class Kernel(Table):
     cgroups: Cgroups = ()
 
 
+class Memory(Table):
+    """Which mappings are events: those that can be executed, or all."""
+
+    all: bool = False
+
+
 class Store(Table):
     """A store on disk: bytes that it may take."""
 
@@ -145,7 +151,7 @@ class Config(Table):
     pins: Path = Path("/sys/fs/bpf/promissory")
     events: Events = ()
     """Kinds to report; empty: every kind whose surface costs nothing to those who do not ask."""
-    surface: Literal["auto", "lsm", "fexit", "tracepoint", "perf", "audit"] = "auto"
+    surface: Literal["auto", "lsm", "fexit", "tracepoint", "perf", "sys_exit", "audit"] = "auto"
     filter: Text = None
     duration: Limit = None
     quiet: bool = False
@@ -158,6 +164,7 @@ class Config(Table):
     environment: Environment = Environment()
     redact: Redact = Redact()
     kernel: Kernel = Kernel()
+    memory: Memory = Memory()
     outbox: Store = Store()
     log: Store = Store()
     topic: Topic = Topic()

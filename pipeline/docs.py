@@ -104,7 +104,11 @@ def _one(schema: Schema) -> list[str]:
         for p in schema.promises
     ]
     surfaces = "; ".join(
-        " ".join(filter(None, (s.name, _code(s.hook), f"(off unless asked for: {s.cost})" if s.cost else "")))
+        " ".join(
+            filter(
+                None, (s.name, *map(_code, s.hooks), f"(off unless asked for: {s.cost})" if s.cost else "")
+            )
+        )
         for s in schema.surfaces
     )
     said = f"{schema.summary} Surfaces, in order: {surfaces}. ECS: {schema.ecs}. OCSF: {schema.ocsf}."

@@ -31,6 +31,7 @@ _TYPES: Final[dict[str, dict[str, Any]]] = {
     "comm": _TEXT,
     "text": _TEXT,
     "bytes": _TEXT,
+    "audit": {"type": "array"},
     "strings": {"type": "array", "items": _TEXT},
     "map": {"type": "object"},
     "ancestry": {

@@ -10,6 +10,7 @@ one {of, have} pair per promise, and then room for the promises' data when all o
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -46,8 +47,15 @@ TYPES: Final = {
     "u32": ("__u32", "<u4", "integer"),
     "u64": ("__u64", "<u8", "integer"),
     "comm": ("char", "V16", "string"),
+    "ip": ("struct ip", "V20", "string"),
+    "tag": ("__u8", "V8", "string"),
 }
-PROMISE_TYPES: Final = ("text", "bytes", "strings")
+ALIGNED: Final = {"comm": 1, "ip": 4, "tag": 1}
+"""Where C aligns a type otherwise than to its size."""
+VARYING: Final = frozenset(ALIGNED)
+"""Types whose values are texts of varying length in the record."""
+KEYS: Final = ("number", "version", "family", "ecs", "ocsf", "abstract", "always")
+PROMISE_TYPES: Final = ("text", "bytes", "strings", "audit")
 
 
 class SchemaError(Exception):
@@ -56,11 +64,22 @@ class SchemaError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """One way to get an event: where the kernel is tapped, by which hook, with which BPF program."""
+    """One way to get an event: where the kernel is tapped, by which BPF programs or which source."""
 
     name: str
-    hook: str = ""
-    program: str = ""
+    """lsm, fexit, tracepoint, perf, sys_exit, audit or proc."""
+    hooks: Mapping[str, str] = field(default_factory=dict)
+    """TYPE/HOOK → program that makes the event. TYPE: lsm, fentry, fexit, raw_tp (a raw tracepoint), sys_exit
+    (the end of one system call). Empty: a source of the pipeline's own (perf, audit, proc) reads it."""
+    before: Mapping[str, str] = field(default_factory=dict)
+    """TYPE/HOOK → program that only remembers something for those of `hooks`."""
+    parts: tuple[str, ...] = ()
+    """Programs that those of `hooks` go on to by tail calls: `calls_KIND.call(ctx, CALL_PART)`. The kernel
+    wants all that share a table to be of one type and for functions with one signature."""
+    without: tuple[str, ...] = ()
+    """Fields and promises that this surface does not show: nil in its records."""
+    blind: str = ""
+    """What happens unseen by it."""
     cost: str = ""
     """Why it is off unless asked for; empty: it is on by default."""
 
@@ -87,7 +106,8 @@ class Promise:
 
     name: str
     type: str
-    """text (one str), bytes, or strings (NUL-terminated, an array in the record)."""
+    """text (one str), bytes, strings (NUL-terminated, an array in the record), or audit (records of the audit
+    system as text, parsed in the record)."""
     cap: str
     """The configuration key under `caps` that bounds it."""
     meaning: str
@@ -114,6 +134,8 @@ class Schema:
     ecs: str = ""
     ocsf: str = ""
     abstract: bool = field(default=False)
+    always: bool = False
+    """Attached also when nobody asks for it: it keeps identities and exec ids true."""
 
     @property
     def title(self) -> str:
@@ -133,8 +155,7 @@ class Schema:
         at = STRIDE - PAYLOAD
         for item in self.fields:
             kind = np.dtype(TYPES[item.type][1])
-            align = 1 if item.type == "comm" else kind.itemsize
-            at += -at % align
+            at += -at % ALIGNED.get(item.type, kind.itemsize)
             names.append(item.name)
             formats.append(kind)
             offsets.append(at)
@@ -154,18 +175,26 @@ class Schema:
         names.append("room")
         formats.append(np.dtype((np.uint8, (STRIDE - at,))))
         offsets.append(at)
-        return np.dtype(
-            {"names": names, "formats": formats, "offsets": offsets, "itemsize": STRIDE}
-        )
+        return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": STRIDE})
 
     @property
     def room(self) -> int:
         """How many bytes of promise data fit into the head."""
         return int(self.dtype["room"].itemsize)
 
-    def surface(self, name: str) -> Surface | None:
+    @property
+    def words(self) -> tuple[Field, ...]:
+        """Fields of this kind's own that are texts of varying length in the record."""
+        return tuple(f for f in self.fields if f.type in VARYING and f not in COMMON)
+
+    def surface(self, name: str | None) -> Surface | None:
         """The entry of this kind for a surface, or None."""
         return next((s for s in self.surfaces if s.name == name), None)
+
+    def hidden(self, surface: str | None) -> frozenset[str]:
+        """Names of the fields and promises that a surface does not show."""
+        entry = self.surface(surface)
+        return frozenset(entry.without if entry else ())
 
 
 def load(folder: Path = FOLDER) -> dict[str, Schema]:
@@ -203,8 +232,8 @@ def _build(name: str, raw: dict[str, dict[str, Any]], heirs: tuple[str, ...] = (
             summary=table["summary"],
             fields=tuple(fields),
             promises=tuple(promises),
-            surfaces=tuple(Surface(**entry) for entry in table.get("surfaces", ())),
-            **{k: table[k] for k in ("number", "version", "family", "ecs", "ocsf", "abstract") if k in table},
+            surfaces=tuple(_surface(entry) for entry in table.get("surfaces", ())),
+            **{k: table[k] for k in KEYS if k in table},
         )
     except KeyError as error:
         raise SchemaError(f"schemas/{name}.toml: the key {error} is missing") from None
@@ -220,6 +249,15 @@ def _check(schema: Schema) -> None:
         twice = sorted({each for each in found if found.count(each) > 1})
         if twice:
             raise SchemaError(f"schemas/{schema.name}.toml: the {what} {', '.join(twice)} is taken twice")
+    deep = [f.name for f in schema.fields if f.type in ("ip", "tag") and len(f.path) > 1]
+    if deep:
+        raise SchemaError(f"schemas/{schema.name}.toml: {', '.join(deep)}: an ip or a tag has no `in`")
+    for surface in schema.surfaces:
+        unknown = sorted(set(surface.without) - set(names))
+        if unknown:
+            raise SchemaError(
+                f"schemas/{schema.name}.toml: {surface.name} is without {', '.join(unknown)}: no such field"
+            )
     _ = schema.dtype  # raises SchemaError if the head is too long
 
 
@@ -240,6 +278,11 @@ def _inherited(
         [f for f in parent.fields if f.name not in without],
         [p for p in parent.promises if p.name not in without],
     )
+
+
+def _surface(entry: dict[str, Any]) -> Surface:
+    lists: dict[str, Any] = {key: tuple(entry[key]) for key in ("parts", "without") if key in entry}
+    return Surface(**{**entry, **lists})
 
 
 def _field(entry: dict[str, Any]) -> Field:

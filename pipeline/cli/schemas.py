@@ -38,7 +38,7 @@ def print_one(schema: Schema) -> None:
     out = console()
     out.print(Text(schema.title, "bold"), Text(schema.summary))
     for surface in schema.surfaces:
-        out.print(Text(f"  {surface.name} {surface.hook}  {surface.cost}".rstrip()), soft_wrap=True)
+        out.print(Text(f"  {surface.name} {' '.join(surface.hooks)}  {surface.cost}".rstrip()), soft_wrap=True)
     rows = [
         (".".join(field.path), field.type, field.unit, field.ecs, field.meaning) for field in schema.fields
     ]

@@ -30,6 +30,7 @@ from pipeline.kernel.layout import (
     IDENTITY,
     LOST,
     OURS,
+    OWN_ROWS,
     Identity,
     books_view,
     start_ticks,
@@ -39,7 +40,7 @@ from pipeline.kernel.ring import Ring, RingMemory
 from pipeline.ledger import Books, KernelBooks, RingBooks, Tally, zeros
 from pipeline.schema import by_name
 
-__all__ = ["Attachment", "attach", "detach", "is_attached", "ourselves", "probe"]
+__all__ = ["Attachment", "attach", "detach", "is_attached", "matrix", "ourselves", "probe"]
 
 PINS: Final = ("link_*", "program_*", "ring_*", "map_*")
 """What the loader calls its pins; links first, so that no program runs without its maps' names."""
@@ -65,6 +66,12 @@ def probe(config: Config) -> list[Hook]:
     """Try every event's surfaces and leave nothing behind."""
     config.state.mkdir(parents=True, exist_ok=True)
     return [Hook(**hook) for hook in json.loads(_loader("probe", config, None))]
+
+
+def matrix(config: Config) -> list[Hook]:
+    """Try every surface of every event, and leave nothing behind."""
+    config.state.mkdir(parents=True, exist_ok=True)
+    return [Hook(**hook) for hook in json.loads(_loader("matrix", config, None))]
 
 
 def is_attached(config: Config) -> bool:
@@ -128,7 +135,9 @@ class Attachment:
         self.manifest = manifest
         pins = Path(manifest.pins)
         try:
-            memory = bpf.map_memory(bpf.get(pins / "map_books"), manifest.entries * BOOKS.itemsize, False)
+            memory = bpf.map_memory(
+                bpf.get(pins / "map_books"), (manifest.entries + OWN_ROWS) * BOOKS.itemsize, False
+            )
             self._books = books_view(memory, manifest.entries)
             self.area: mmap.mmap = bpf.map_memory(bpf.get(pins / "map_checkpoint"), AREA_SIZE)
             self.descriptors = {ring: bpf.get(pins / f"ring_{ring}") for ring in manifest.rings}
@@ -136,10 +145,12 @@ class Attachment:
                 ring: RingMemory.of_map(fd, manifest.rings[ring]) for ring, fd in self.descriptors.items()
             }
             self._identities = bpf.get(pins / "map_identities")
+            # Misses of a program that kinds share (the end of system calls) are charged to the last of them.
             self._programs = {
-                hook.program: (by_name()[hook.event].number, bpf.get(pins / f"program_{hook.program}"))
+                pin: (by_name()[hook.event].number, bpf.get(pins / pin))
                 for hook in manifest.hooks
-                if hook.works and hook.program
+                if hook.works
+                for pin in hook.hooks.values()
             }
         except PermissionError:
             raise UserError(f"{pins} can be entered by root and the pipeline's user only; try sudo") from None

@@ -66,6 +66,14 @@ class Btf:
         function = self._resolve(pointer["type_id"]) if pointer else None
         return len(function["params"]) - 1 if function else 0  # the first is the kernel's own
 
+    def function(self, name: str) -> tuple[int, tuple[str, ...]] | None:
+        """(type id, names of the parameters) of one of the kernel's functions; None: there is none."""
+        entry = next((t for t in self._types.values() if t["kind"] == "FUNC" and t["name"] == name), None)
+        if entry is None:
+            return None
+        parameters = self._types[entry["type_id"]]["params"]
+        return entry["id"], tuple(parameter["name"] for parameter in parameters)
+
     def _resolve(self, type_id: int) -> dict[str, Any] | None:
         entry = self._types.get(type_id)
         while entry and entry["kind"] in MODIFIERS:

@@ -1,16 +1,15 @@
 """bcc, and with it LLVM: only the loader's process imports this.
 
 Compiles bpf/programs.c for the running kernel, checks the result against BTF, loads and attaches single
-programs.
+programs; and asks the kernel what it would say to a hook.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import os
-import re
+import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,119 +17,157 @@ from typing import Any, Final
 
 from pipeline.errors import UserError
 from pipeline.kernel import btf, offsets, source
+from pipeline.kernel.source import Choice
 
-__all__ = ["Compiled"]
+__all__ = ["HOOKS", "Compiled", "refusal"]
 
-CALLS: Final = {
-    "exec_walk": 0,
-    "exec_emit": 1,
-    "exec_stream": 2,
-    "failed_strings": 3,
-    "failed_walk": 4,
-    "failed_emit": 5,
-    "failed_stream": 6,
+
+class _Options(ctypes.Structure):
+    """libbpf's struct bpf_prog_load_opts, as far as bcc wants it: all zero but its size."""
+
+    _fields_ = (("size", ctypes.c_size_t), ("rest", ctypes.c_uint8 * 96))
+
+
+# Type of a hook → the kernel's type of program, and what bcc wants before the hook's name to know the rest.
+HOOKS: Final = {
+    "raw_tp": (17, ""),
+    "sys_exit": (17, ""),
+    "fentry": (26, "kfunc__"),
+    "fexit": (26, "kretfunc__"),
+    "lsm": (29, "lsm__"),
 }
-"""Program → its place in `calls`, as bpf/chunk.h numbers them."""
-PARTS: Final = {
-    "on_exec": ("exec_walk", "exec_emit", "exec_stream"),
-    "on_sys_exit": ("failed_strings", "failed_walk", "failed_emit", "failed_stream"),
-}
-"""Hook's program → the programs that it goes on to by tail calls."""
+NOTHING: Final = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
+"""A program that returns 0: what a kernel says to it, it says to any of its type."""
+
+
+def refusal(hook: str, log: Path) -> str:
+    """Why this kernel refuses a hook (TYPE/NAME); empty: it does not. Nothing is attached."""
+    kind, _, name = hook.partition("/")
+    if kind == "raw_tp":
+        return "" if btf.running().arguments(name) else "this kernel has no such tracepoint"
+    if kind == "sys_exit":
+        return ""
+    function = f"bpf_lsm_{name}" if kind == "lsm" else name
+    if btf.running().function(function) is None:
+        return "this kernel has no such hook" if kind == "lsm" else "this kernel has no such function"
+    try:
+        os.close(_load(hook, NOTHING, log))
+    except OSError as error:
+        return f"refused: {error.strerror}"
+    return ""
 
 
 class Compiled:
     """The compiled unit: programs by name, maps by name."""
 
-    def __init__(self, *, rings: int, processes: int, arguments: int, log: Path, optional: set[str]) -> None:
+    def __init__(self, *, rings: int, processes: int, arguments: int, log: Path, choice: Choice) -> None:
         """`rings`: rows of everything per CPU. `arguments`: bytes for the arguments of a failed exec. `log`
-        takes what LLVM and the verifier have to say, which can be megabytes.
+        takes what LLVM and the verifier have to say, which can be megabytes. `choice`: what is compiled.
         """
-        # bcc looks here for kernel headers; with ours it needs none.
-        os.environ["BCC_KERNEL_SOURCE"] = str(source.BPF)
-        try:
-            from bcc import BPF
-        except ImportError:
-            raise UserError(
-                "bcc is missing: apt-get install python3-bpfcc (not PyPI's bcc), then make setup"
-            ) from None
-        self._bcc, self._log = BPF, log
+        self._log = log
         kernel = btf.running()
         flags = [
             f"-DRINGS={rings}",
             f"-DPROCESSES={processes}",
             f"-DARGUMENTS={arguments}",
-            *(f"-DWITH_{name}" for name in optional),
             *(["-DGROUP_DEAD"] if kernel.arguments("sched_process_exit") > 1 else []),
         ]
-        with self._quiet():
+        text, self._uses = source.unit(kernel, choice)
+        bpf = _bcc().BPF
+        with _quiet(log):
             try:
-                self._module = BPF(text=source.unit(kernel).encode(), cflags=flags)
+                self._module = bpf(text=text.encode(), cflags=flags)
             except Exception as error:  # bcc knows no other class
                 raise UserError(f"bcc could not compile the programs ({error}); see {log}") from None
-        self._uses = source.uses(kernel)
-        self._fds: dict[str, int] = {}
+        self._checked: dict[str, bytes] = {}
 
     def code(self, name: str) -> bytes:
         """A program's instructions, as they were compiled."""
         found: bytes = self._module.dump_func(name.encode())
         return found
 
-    def load(self, hook: str) -> dict[str, int]:
-        """Load a hook's program and those it goes on to; name → descriptor. OSError carries the kernel's
-        answer.
-        """
-        return {name: self._load(name) for name in (*PARTS.get(hook, ()), hook)}
+    def load(self, hook: str, program: str) -> int:
+        """Load a program as one for a hook; its descriptor. OSError carries the kernel's answer."""
+        if program not in self._checked:
+            code = self.code(program)
+            offsets.check([(program, code)], self._uses)
+            self._checked[program] = code
+        return _load(hook, self._checked[program], self._log)
 
-    def attach(self, hook: str, tracepoint: str) -> int:
-        """Attach a loaded program to a raw tracepoint; the link's descriptor. OSError carries the kernel's
+    def attach(self, hook: str, program: int) -> int:
+        """Attach a loaded program (its descriptor); the link's descriptor. OSError carries the kernel's
         answer.
         """
-        with self._quiet():
-            link = int(self._bcc_library().bpf_attach_raw_tracepoint(self._fds[hook], tracepoint.encode()))
+        kind, _, name = hook.partition("/")
+        library = _bcc().libbcc.lib
+        with _quiet(self._log):
+            if kind == "lsm":
+                link = int(library.bpf_attach_lsm(program))
+            elif kind in ("fentry", "fexit"):
+                link = int(library.bpf_attach_kfunc(program))
+            else:
+                link = int(library.bpf_attach_raw_tracepoint(program, name.encode()))
         if link < 0:
             raise OSError(-link, os.strerror(-link))
         return link
+
+    def put(self, table: str, place: int, program: int) -> None:
+        """Put a loaded program into a table of tail calls."""
+        self._module[table.encode()][ctypes.c_int(place)] = ctypes.c_int(program)
 
     def map(self, name: str) -> int:
         """Descriptor of a map."""
         return int(self._module[name.encode()].map_fd)
 
-    def _load(self, name: str) -> int:
-        if name not in self._fds:
-            offsets.check([(name, self.code(name))], self._uses)
-            ctypes.set_errno(0)
-            with self._quiet():
-                try:
-                    function = self._module.load_func(name.encode(), self._bcc.RAW_TRACEPOINT)
-                except Exception as error:  # bcc knows no other class
-                    raise _refusal(str(error)) from None
-            self._fds[name] = int(function.fd)
-            if name in CALLS:
-                table = self._module[b"calls"]
-                table[ctypes.c_int(CALLS[name])] = ctypes.c_int(function.fd)
-        return self._fds[name]
 
-    def _bcc_library(self) -> Any:
-        from bcc.libbcc import lib
-
-        return lib
-
-    @contextlib.contextmanager
-    def _quiet(self) -> Iterator[None]:
-        """LLVM and libbpf write to descriptor 2; that goes into the log."""
-        sys.stderr.flush()
-        keep = os.dup(2)
-        with self._log.open("ab") as file:
-            os.dup2(file.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(keep, 2)
-            os.close(keep)
+def _bcc() -> Any:
+    # bcc looks here for kernel headers; with ours it needs none.
+    os.environ["BCC_KERNEL_SOURCE"] = str(source.BPF)
+    try:
+        import bcc
+    except ImportError:
+        raise UserError(
+            "bcc is missing: apt-get install python3-bpfcc (not PyPI's bcc), then make setup"
+        ) from None
+    return bcc
 
 
-def _refusal(text: str) -> OSError:
-    """bcc says the kernel's answer as text at the end of a sentence; make an OSError of it again."""
-    said = re.sub(r".*: ", "", text)
-    number = next((n for n in errno.errorcode if os.strerror(n) == said), errno.EINVAL)
-    return OSError(number, os.strerror(number))
+def _load(hook: str, code: bytes, log: Path) -> int:
+    """bcc's loader, which takes the function that a program is for from the name that it is given: so one
+    compiled program can serve several.
+    """
+    kind, _, name = hook.partition("/")
+    number, prefix = HOOKS[kind]
+    options = _Options(ctypes.sizeof(_Options))
+    ctypes.set_errno(0)
+    with _quiet(log):
+        fd = int(
+            _bcc().libbcc.lib.bcc_prog_load_xattr(
+                number,
+                f"{prefix}{name}".encode(),
+                b"GPL",
+                code,
+                ctypes.byref(options),
+                len(code),
+                None,
+                0,
+                True,
+            )
+        )
+    if fd < 0:
+        raise OSError(-fd, os.strerror(-fd))
+    return fd
+
+
+@contextlib.contextmanager
+def _quiet(log: Path) -> Iterator[None]:
+    """LLVM and libbpf write to descriptor 2; that goes into the log."""
+    sys.stderr.flush()
+    keep = os.dup(2)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(keep, 2)
+        os.close(keep)

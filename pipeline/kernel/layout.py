@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -24,6 +25,7 @@ __all__ = [
     "IDENTITY_KEY",
     "LOST",
     "OURS",
+    "OWN_ROWS",
     "TEST",
     "TICK",
     "Identity",
@@ -40,6 +42,8 @@ _KIND: Final = np.dtype(
         ("attempted", "<i8"),
         ("lost_full", "<i8"),
         ("lost_call", "<i8"),
+        ("lost_slot", "<i8"),
+        ("expired", "<i8"),
         ("filtered_self", "<i8"),
         ("filtered_test", "<i8"),
         ("filtered_uid", "<i8"),
@@ -56,13 +60,20 @@ BOOKS: Final = np.dtype(
         ("hidden", "<i8"),
         ("identity_full", "<i8"),
         ("cut_calls", "<i8"),
-        ("spare", "<i8"),
+        ("joins", "<i8"),
         ("kinds", _KIND, (KINDS,)),
     ]
 )
 """struct books: one ring's counters in the kernel."""
 
-LOST: Final = {"lost_full": ("ring", "full"), "lost_call": ("kernel", "tail call")}
+OWN_ROWS: Final = 2
+"""Rows of rings that the pipeline fills itself."""
+LOST: Final = {
+    "lost_full": ("ring", "full"),
+    "lost_call": ("kernel", "tail call"),
+    "lost_slot": ("kernel", "scratch"),
+    "expired": ("kernel", "expired"),
+}
 """Counter → (stage, reason) of events that the kernel lost."""
 FILTERED: Final = {
     "filtered_self": "self",
@@ -128,7 +139,7 @@ def cgroup_known() -> bool:
     return os.path.exists("/sys/fs/cgroup/cgroup.controllers")
 
 
-def settings(config: Config, kinds: list[str]) -> bytes:
+def settings(config: Config, kinds: Collection[str]) -> bytes:
     """struct settings for a configuration; `kinds` are those to report."""
     mask = sum(1 << by_name()[kind].number for kind in kinds)
     return _SETTINGS.pack(
@@ -140,17 +151,17 @@ def settings(config: Config, kinds: list[str]) -> bytes:
         config.caps.path,
         config.caps.argv,
         config.caps.environment,
-        0,
+        config.memory.all,
     )
 
 
-def books_view(memory: Any, rings: int) -> Array:
-    """The kernel's counters as an array of BOOKS, live."""
-    return np.frombuffer(memory, BOOKS, rings)
+def books_view(memory: Any, entries: int) -> Array:
+    """The kernel's counters as an array of BOOKS, live: a row per CPU, and OWN_ROWS behind them."""
+    return np.frombuffer(memory, BOOKS, entries + OWN_ROWS)
 
 
 def wanted(config: Config) -> list[str]:
-    """The kinds to report: those asked for, or all whose surface costs nothing to others."""
+    """The kinds to report: those asked for, or all that have a surface which costs nothing to others."""
     if config.events:
         return [kind for kind in by_name() if kind in config.events]
     return [kind for kind, schema in by_name().items() if any(not s.cost for s in schema.surfaces)]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -28,8 +29,8 @@ class Hook:
 
     event: str
     surface: str
-    hook: str
-    program: str
+    hooks: Mapping[str, str]
+    """TYPE/HOOK → pin of the program that makes events there."""
     works: bool
     answer: str
     """What the kernel said, or "proven": our own act came through."""

@@ -7,7 +7,7 @@ names there and defines what they need.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,9 +16,10 @@ from pipeline.chunk import HIDDEN, PAYLOAD
 from pipeline.errors import UserError
 from pipeline.event import UNKNOWN
 from pipeline.kernel.btf import Btf, Place
-from pipeline.schema import COMMON, KINDS, TYPES, Field, Schema, by_name
+from pipeline.kernel.calls import COMPAT, TABLE
+from pipeline.schema import COMMON, KINDS, TYPES, Field, Schema, Surface, by_name
 
-__all__ = ["BPF", "FIELD_TAG", "LOADED", "MOVED", "Use", "generate", "unit", "uses"]
+__all__ = ["BPF", "FIELD_TAG", "LOADED", "MOVED", "Choice", "Use", "generate", "selected", "unit", "uses"]
 
 BPF: Final = Path(__file__).resolve().parents[2] / "bpf"
 FIELD_TAG: Final = 0x5A000000
@@ -28,10 +29,18 @@ LOADED: Final = 0x8000
 MOVED: Final = 0x4000
 """Bit of a tag that stands before the addition which makes the address of a field."""
 
-USED: Final = re.compile(r"\b(READ|LOAD|LOAD_IF|AT|AROUND)\((\w+), (\w+),")
+USED: Final = re.compile(r"\b(READ|LOAD|READ_IF|LOAD_IF|AT|AROUND)\((\w+), (\w+),")
 INCLUDED: Final = re.compile(r'^#include "(.+)"$', re.M)
 SIZED: Final = re.compile(r"\bSIZE_(\w+)\b")
+CALLED: Final = re.compile(r"\b(?:RETURNED|ARGUMENT)\((\w+)")
+CONDITION: Final = re.compile(r"#\s*if(?:n?def)?\b(?:\s+(WITH_\w+))?")
+PLAIN: Final = re.compile(r"//.*|^\s*#define .*(\\\n.*)*", re.M)
 C_TYPES: Final = {1: "__u8", 2: "__u16", 4: "__u32", 8: "__u64"}
+ARRAYS: Final = {"comm": 16, "tag": 8}
+"""Types that are arrays of bytes in C → their length."""
+
+Choice = Mapping[str, Surface]
+"""Kind → the surface that it is to come from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +51,15 @@ class Use:
     field: str
     tag: int
     place: Place | None
-    """None: this kernel does not have it (allowed for LOAD_IF alone)."""
+    """None: this kernel does not have it (allowed for READ_IF and LOAD_IF alone)."""
 
 
-def uses(btf: Btf, folder: Path = BPF) -> list[Use]:
-    """Every field that the sources name, with its place in this kernel."""
+def uses(btf: Btf, text: str) -> list[Use]:
+    """Every field that a source text names, with its place in this kernel."""
     read: set[tuple[str, str]] = set()
     optional: set[tuple[str, str]] = set()
-    for path in sorted(folder.glob("*.[ch]")):
-        text = re.sub(r"//.*|^\s*#define .*(\\\n.*)*", "", path.read_text(), flags=re.M)
-        for macro, struct, field in USED.findall(text):
-            (optional if macro == "LOAD_IF" else read).add((struct, field))
+    for macro, struct, field in USED.findall(PLAIN.sub("", text)):
+        (optional if macro.endswith("_IF") else read).add((struct, field))
     found = []
     for number, (struct, field) in enumerate(sorted(read | optional), 1):
         place = btf.place(struct, field)
@@ -65,16 +72,56 @@ def uses(btf: Btf, folder: Path = BPF) -> list[Use]:
     return found
 
 
-def unit(btf: Btf, folder: Path = BPF) -> str:
-    """The whole source for bcc in one piece: bcc rewrites map methods only in the text that it is given, not
-    in files that the text includes.
+def unit(btf: Btf, choice: Choice, folder: Path = BPF) -> tuple[str, list[Use]]:
+    """The whole source for bcc in one piece, and the fields that it reads: bcc rewrites map methods only in
+    the text that it is given, not in files that the text includes.
     """
     root = (folder / "programs.c").read_text()
-    return generate(btf, folder=folder) + INCLUDED.sub(lambda m: (folder / m[1]).read_text(), root)
+    text = selected(INCLUDED.sub(lambda m: (folder / m[1]).read_text(), root), _flags(choice))
+    used = uses(btf, text)
+    return generate(btf, text, used, choice), used
 
 
-def generate(btf: Btf, schemas: Mapping[str, Schema] | None = None, folder: Path = BPF) -> str:
-    """The C that stands before bpf/programs.c."""
+def _flags(choice: Choice) -> set[str]:
+    flags = {f"WITH_{kind}" for kind in choice}
+    flags |= {f"WITH_{kind}_{surface.name}" for kind, surface in choice.items()}
+    names = {surface.name for surface in choice.values()}
+    if "sys_exit" in names:
+        flags.add("WITH_sys_exit")
+    if names & {"perf", "audit"}:
+        flags.add("WITH_pids")
+    return flags
+
+
+def selected(text: str, flags: Set[str]) -> str:
+    """The text without what stands between `#ifdef WITH_…` and its `#endif` (or `#else`) for flags that are
+    not set.
+    """
+    kept: list[str] = []
+    open_: list[bool | None] = []  # per open condition: is it true? None: not ours to decide
+    for line in text.splitlines():
+        word = line.lstrip().removeprefix("#").lstrip()
+        if line.lstrip().startswith("#") and word.startswith("if"):
+            found = CONDITION.match(line.lstrip())
+            flag = found[1] if found else None
+            open_.append((flag in flags) != word.startswith("ifndef") if flag else None)
+            if flag is None and False not in open_:
+                kept.append(line)
+        elif line.lstrip().startswith("#") and word.startswith("else") and open_[-1] is not None:
+            open_[-1] = not open_[-1]
+        elif line.lstrip().startswith("#") and word.startswith("endif"):
+            ours = open_.pop() is not None
+            if not ours and False not in open_:
+                kept.append(line)
+        elif False not in open_:
+            kept.append(line)
+    return "\n".join(kept) + "\n"
+
+
+def generate(
+    btf: Btf, text: str, used: Iterable[Use], choice: Choice, schemas: Mapping[str, Schema] | None = None
+) -> str:
+    """A source text with the C before it that it needs."""
     schemas = by_name() if schemas is None else schemas
     lines = [
         f"#define PAYLOAD {PAYLOAD}",
@@ -83,7 +130,9 @@ def generate(btf: Btf, schemas: Mapping[str, Schema] | None = None, folder: Path
         f"#define MOVED {MOVED:#x}",
         f"#define HIDDEN {HIDDEN}ULL",
         f"#define UNKNOWN {UNKNOWN}U",
+        f"#define SYS_EXIT_COMPAT {COMPAT}",
         "struct promise { __u32 of, have; };",
+        "struct ip { __u32 version; __u8 bytes[16]; };",
         *_struct("common", COMMON, ()),
     ]
     for schema in schemas.values():
@@ -102,20 +151,41 @@ def generate(btf: Btf, schemas: Mapping[str, Schema] | None = None, folder: Path
         *(f"        struct payload_{name} {name};" for name in schemas),
         "    };",
         "};",
+        *_tables(choice),
     ]
-    for use in uses(btf, folder):
+    for use in used:
         lines += _offset(use)
-    for struct in sorted({s for p in folder.glob("*.[ch]") for s in SIZED.findall(p.read_text())}):
+    for struct in sorted(set(SIZED.findall(text))):
         size = btf.size(struct)
         if size is None:
             raise UserError(f"this kernel's BTF has no struct {struct}; please report `uname -r`")
         lines.append(f"#define SIZE_{struct} {size}")
-    return "\n".join(lines) + "\n"
+    for function in sorted(set(CALLED.findall(PLAIN.sub("", text)))):
+        lines += _function(btf, function)
+    return "\n".join(lines) + "\n" + text
+
+
+def _tables(choice: Choice) -> Iterator[str]:
+    """The tables of tail calls, and each part's place."""
+    if any(surface.name == "sys_exit" for surface in choice.values()):
+        yield f"BPF_PROG_ARRAY(calls_sys_exit, {TABLE});"
+    for kind, surface in choice.items():
+        if surface.parts:
+            yield f"BPF_PROG_ARRAY(calls_{kind}, {len(surface.parts)});"
+            yield from (f"#define CALL_{part} {place}" for place, part in enumerate(surface.parts))
+
+
+def _function(btf: Btf, name: str) -> Iterator[str]:
+    """How many arguments a function of the kernel takes, and which is which; nothing where there is none."""
+    found = btf.function(name)
+    if found is not None:
+        yield f"#define PARAMETERS_{name} {len(found[1])}"
+        yield from (f"#define PARAMETER_{name}__{p} {place}" for place, p in enumerate(found[1]))
 
 
 def _struct(name: str, fields: Iterable[Field], promises: Iterable[str], room: int = 0) -> list[str]:
     body = [
-        f"    char {f.name}[16];" if f.type == "comm" else f"    {TYPES[f.type][0]} {f.name};" for f in fields
+        f"    {TYPES[f.type][0]} {f.name}{f'[{ARRAYS[f.type]}]' if f.type in ARRAYS else ''};" for f in fields
     ]
     body += [f"    struct promise {promise};" for promise in promises]
     if room:

@@ -1,8 +1,8 @@
 """encode: events become records. Enriched and filtered batches come in; keys and msgpack values go to the
 sink.
 
-A record is three parts joined: the fixed one (template.py), the end of `process` (names.py, found by
-enrich) and the promises (tail.py). No dict is built for an event, and Python code runs for an event only
+A record is parts joined: the fixed one (template.py), the end of `process` (names.py, found by enrich),
+fields that are texts, and the promises (both tail.py). No dict is built for an event, and Python code runs for an event only
 where parts are joined.
 """
 
@@ -22,7 +22,7 @@ from pipeline.ledger import zeros
 from pipeline.promises import pick
 from pipeline.redact import Redaction
 from pipeline.schema import Schema, by_number
-from pipeline.stages.tail import Tail, Tails
+from pipeline.stages.tail import Tail, Tails, Words
 from pipeline.stages.template import HEADER, Numbers, Path, Template, header
 
 __all__ = ["Encode"]
@@ -113,13 +113,16 @@ class _Kind:
         self._surface = surface
         self._numbers = Numbers(schema)
         self._templates: dict[int, Template] = {}
-        self._tails = Tails(schema, redaction, memory) if schema.promises else None
+        hidden = schema.hidden(surface)
+        self._words = Words(schema, hidden, memory) if schema.words else None
+        self._tails = Tails(schema, hidden, redaction, memory) if schema.promises else None
 
     def __call__(self, batch: Batch, rows: Ints, limit: int | None) -> tuple[list[bytes], list[bytes]]:
         """Keys and values of these rows."""
         heads = pick(batch.heads, rows)
         keys, fixed = self._fixed(heads, batch.clock)
         named = [list(map(_packed, batch.columns[name][rows].tolist())) for name in ("origin", "program")]
+        named += [self._words(heads)] if self._words else []
         parts, singles = self._tails(batch, rows, heads) if self._tails else ([], {})
         # One join for all parts: each byte is copied once.
         values = list(map(b"".join, zip(fixed, *named, *parts, strict=True)))

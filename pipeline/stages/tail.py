@@ -1,4 +1,5 @@
-"""The end of records: the promises of events, as msgpack, after the fixed part and the names.
+"""The end of records, as msgpack, after the fixed part and the names: fields that are texts, and the
+promises of events.
 
 Texts and environments repeat: what was encoded once is remembered by its bytes. An event that has an
 unsettled promise, or something to hide on its command line, is done one promise at a time.
@@ -6,7 +7,7 @@ unsettled promise, or something to hide on its command line, is done one promise
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import groupby
 from struct import Struct
@@ -20,11 +21,11 @@ from pipeline.event import Array, Batch, Ints, Settled, settle
 from pipeline.promises import Value, extents, strings, value
 from pipeline.redact import Redaction
 from pipeline.remember import Remembered
-from pipeline.schema import Promise, Schema
+from pipeline.schema import TYPES, Promise, Schema
 from pipeline.stages.names import pack
+from pipeline.texts import word
 
-__all__ = ["Tail", "Tails"]
-
+__all__ = ["Tail", "Tails", "Words"]
 
 ALIKE: Final = 96
 """Bytes at the end of two environments that make it worth comparing them."""
@@ -56,8 +57,11 @@ class _Column(Protocol):
 class _Texts:
     """A run of texts, remembered together by their lengths and bytes."""
 
-    def __init__(self, promises: Sequence[Promise], redaction: Redaction, memory: int) -> None:
+    def __init__(
+        self, promises: Sequence[Promise], hidden: Set[str], redaction: Redaction, memory: int
+    ) -> None:
         self._promises = [(promise, pack(promise.name)) for promise in promises]
+        self._hidden = hidden
         self._redaction = redaction
         self._lengths = Struct(f"<{len(promises)}I")
         self._memory: Remembered[bytes, bytes] = Remembered(memory, _weigh)
@@ -76,7 +80,9 @@ class _Texts:
         at = self._lengths.size
         parts: list[bytes] = []
         for (promise, name), length in zip(self._promises, self._lengths.unpack_from(key), strict=True):
-            parts += (name, pack(value(promise, key[at : at + length], self._redaction)[0]))
+            data = key[at : at + length]
+            shown = None if promise.name in self._hidden else value(promise, data, self._redaction)[0]
+            parts += (name, pack(shown))
             at += length
         self._memory[key] = packed = b"".join(parts)
         return packed
@@ -134,15 +140,49 @@ def _weigh(key: bytes, packed: bytes) -> int:
     return len(key) + len(packed) + 200
 
 
-class Tails:
-    """The promises of one kind's events. `memory` bounds what is remembered, in bytes."""
+class Words:
+    """The fields of one kind's events that are texts in a record, remembered together by their bytes."""
 
-    def __init__(self, schema: Schema, redaction: Redaction, memory: int) -> None:
+    def __init__(self, schema: Schema, hidden: Set[str], memory: int) -> None:
+        self._dtype = schema.dtype
+        self._form = np.dtype([(field.name, TYPES[field.type][1]) for field in schema.words])
+        self._words = [(f.name, pack(f.path[-1]), f.type, f.name in hidden) for f in schema.words]
+        self._memory: Remembered[bytes, bytes] = Remembered(memory, _weigh)
+
+    def __call__(self, heads: Array) -> list[bytes]:
+        """Keys and values of n events, packed."""
+        view = heads.view(self._dtype)
+        bytes_ = np.empty(len(heads), self._form)
+        for name in self._form.names or ():
+            bytes_[name] = view[name]
+        keys = bytes_.view(f"V{self._form.itemsize}").tolist()
+        found = self._memory.find(keys)
+        for at, packed in enumerate(found):
+            if packed is None:
+                found[at] = self._memory.get(keys[at]) or self._packed(keys[at])
+        return found
+
+    def _packed(self, key: bytes) -> bytes:
+        values = np.frombuffer(key, self._form)[0]
+        parts: list[bytes] = []
+        for name, packed, kind, is_hidden in self._words:
+            parts += (packed, pack(None if is_hidden else word(kind, bytes(values[name]))))
+        self._memory[key] = joined = b"".join(parts)
+        return joined
+
+
+class Tails:
+    """The promises of one kind's events. `hidden`: those that are always nil. `memory` bounds what is
+    remembered, in bytes.
+    """
+
+    def __init__(self, schema: Schema, hidden: Set[str], redaction: Redaction, memory: int) -> None:
         self._schema = schema
+        self._hidden = hidden
         self._redaction = redaction
         self._columns: list[tuple[slice, _Column]] = []
         first = 0
-        for redact, run in groupby(schema.promises, lambda promise: promise.redact):
+        for redact, run in groupby(schema.promises, lambda p: "" if p.name in hidden else p.redact):
             promises = list(run)
             column: _Column
             if redact == "argv":
@@ -150,7 +190,7 @@ class Tails:
             elif redact == "environment":
                 column = _Environment(promises[0], redaction, memory)
             else:
-                column = _Texts(promises, redaction, memory)
+                column = _Texts(promises, hidden, redaction, memory)
             self._columns.append((slice(first, first + len(promises) + 1), column))
             first += len(promises)
 
@@ -178,6 +218,9 @@ class Tails:
         redacted: list[str] = []
         longest = ("", 0, 0)
         for promise in self._schema.promises:
+            if promise.name in self._hidden:
+                parts += (pack(promise.name), pack(None))
+                continue
             start, how = settled[promise.name]
             if promise.name in caps:
                 how = replace(how, state="capped", have=caps[promise.name], spans=((0, caps[promise.name]),))

@@ -2,7 +2,7 @@
 for numbers.
 
 So it is a template, filled by whole columns. `encode` keeps one per kind and mask, and appends what varies
-in length: the end of the map `process` (names.BLOCK), then the promises.
+in length: the end of the map `process` (names.BLOCK), then fields that are texts, then the promises.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.answers import Host
 from pipeline.chunk import PROC_RING, ring_of
 from pipeline.event import Array, Ints
 from pipeline.record import IDENTITY, entities, identity
-from pipeline.schema import Schema
+from pipeline.schema import VARYING, Schema
 from pipeline.stages.names import BLOCK, pack
 
 __all__ = ["HEADER", "Numbers", "Path", "Template", "header", "nilable"]
@@ -93,9 +93,11 @@ class Template:
         self._bytes = bytearray()
         self._slots: dict[Path, tuple[str, int]] = {}
         self._boot = host.boot_id.encode()
+        hidden = schema.hidden(surface)
         self._nil = {path for bit, path in enumerate(nilable(schema)) if mask >> bit & 1}
+        self._nil |= {field.path for field in schema.fields if field.name in hidden}
         tree = _tree(schema, host, surface)
-        self.keys = len(tree) + len(schema.promises)
+        self.keys = len(tree) + len(schema.words) + len(schema.promises)
         """Keys of a record without `redacted` and `unsettled`."""
         self._bytes += header(self.keys)
         self._map((), tree)
@@ -174,7 +176,7 @@ def _tree(schema: Schema, host: Host, surface: str | None) -> dict[str, Any]:
     for path in entities(schema):
         _within(process if path[0] == "process" else tree, path)["id"] = "identity"
     for field in schema.fields:
-        if field.type != "comm":
+        if field.type not in VARYING:
             _within(process if field.path[0] == "process" else tree, field.path[:-1])[field.path[-1]] = (
                 field.type
             )
