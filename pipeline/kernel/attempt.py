@@ -17,7 +17,7 @@ from pipeline.config import Config
 from pipeline.kernel import bpf
 from pipeline.kernel.acts import ACTS, act
 from pipeline.kernel.calls import NUMBERS
-from pipeline.kernel.compiler import Compiled
+from pipeline.kernel.compiler import Compiled, attach
 from pipeline.kernel.layout import (
     AREA_SIZE,
     BOOKS,
@@ -34,7 +34,7 @@ from pipeline.kernel.manifest import Hook
 from pipeline.kernel.source import Choice
 from pipeline.schema import Schema, Surface, by_name
 
-__all__ = ["LOG", "SOURCES", "Attempt", "Witness"]
+__all__ = ["DISPATCHER", "LOG", "SOURCES", "Attempt", "Witness"]
 
 LOG: Final = "loader.log"
 MAPS: Final = ("books", "settings", "identities", "uids", "cgroups")
@@ -64,12 +64,13 @@ class Attempt:
     def __init__(self, config: Config, cpus: Collection[int], entries: int, choice: Choice) -> None:
         """Compile. `cpus` get rings, `entries` is one more than the highest that there could be."""
         self._config, self._choice, self._entries = config, choice, entries
+        self._log = config.state / LOG
         processes = min(int(Path("/proc/sys/kernel/pid_max").read_text()), 1 << 20)
         self.compiled = Compiled(
             rings=entries,
             processes=processes,
             arguments=config.caps.argv + config.caps.environment,
-            log=config.state / LOG,
+            log=self._log,
             choice=choice,
         )
         self.pinned: dict[str, int] = {}
@@ -98,7 +99,7 @@ class Attempt:
         dispatcher = self._load_dispatcher()
         hooks = [self._attach(schema, self._choice[schema.name], loaded[schema.name]) for schema in order]
         if dispatcher is not None:
-            self.pinned["link_sys_exit"] = self.compiled.attach(DISPATCHER, dispatcher)
+            self.pinned["link_sys_exit"] = attach(DISPATCHER, dispatcher, self._log)
         return self._proven(hooks)[::-1]
 
     def drop(self, failed: Collection[Hook]) -> None:
@@ -180,7 +181,7 @@ class Attempt:
                     for number in NUMBERS[hook.removeprefix("sys_exit/")]:
                         self.compiled.put("calls_sys_exit", number, fd)
                 else:
-                    self.pinned[_pin("link", schema.name, hook)] = self.compiled.attach(hook, fd)
+                    self.pinned[_pin("link", schema.name, hook)] = attach(hook, fd, self._log)
         except OSError as error:
             return replace(tap, works=False, answer=f"refused: {error.strerror}")
         return tap if surface.name != "proc" else replace(tap, answer="read once, when attached")

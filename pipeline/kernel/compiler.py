@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.kernel import btf, offsets, source
 from pipeline.kernel.source import Choice
 
-__all__ = ["HOOKS", "Compiled", "refusal"]
+__all__ = ["HOOKS", "Compiled", "attach", "refusal"]
 
 
 class _Options(ctypes.Structure):
@@ -94,23 +94,6 @@ class Compiled:
             self._checked[program] = code
         return _load(hook, self._checked[program], self._log)
 
-    def attach(self, hook: str, program: int) -> int:
-        """Attach a loaded program (its descriptor); the link's descriptor. OSError carries the kernel's
-        answer.
-        """
-        kind, _, name = hook.partition("/")
-        library = _bcc().libbcc.lib
-        with _quiet(self._log):
-            if kind == "lsm":
-                link = int(library.bpf_attach_lsm(program))
-            elif kind in ("fentry", "fexit"):
-                link = int(library.bpf_attach_kfunc(program))
-            else:
-                link = int(library.bpf_attach_raw_tracepoint(program, name.encode()))
-        if link < 0:
-            raise OSError(-link, os.strerror(-link))
-        return link
-
     def put(self, table: str, place: int, program: int) -> None:
         """Put a loaded program into a table of tail calls."""
         self._module[table.encode()][ctypes.c_int(place)] = ctypes.c_int(program)
@@ -118,6 +101,22 @@ class Compiled:
     def map(self, name: str) -> int:
         """Descriptor of a map."""
         return int(self._module[name.encode()].map_fd)
+
+
+def attach(hook: str, program: int, log: Path) -> int:
+    """Attach a loaded program (its descriptor); the link's descriptor. OSError is the kernel's answer."""
+    kind, _, name = hook.partition("/")
+    library = _bcc().libbcc.lib
+    with _quiet(log):
+        if kind == "lsm":
+            link = int(library.bpf_attach_lsm(program))
+        elif kind in ("fentry", "fexit"):
+            link = int(library.bpf_attach_kfunc(program))
+        else:
+            link = int(library.bpf_attach_raw_tracepoint(program, name.encode()))
+    if link < 0:
+        raise OSError(-link, os.strerror(-link))
+    return link
 
 
 def _bcc() -> Any:
