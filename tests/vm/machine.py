@@ -79,7 +79,7 @@ def run(
         machine = subprocess.Popen(
             [
                 *(VIRTME, "--kimg", image, "--mods", "auto", "--disable-kvm", "--rw", "--memory", "2G"),
-                *("--cpus", "2", "--show-boot-console", "--cwd", HERE, "-a", LSM),
+                *("--cpus", "2", "--verbose", "--show-boot-console", "--cwd", HERE, "-a", LSM),
                 *(part for option in options for part in ("-a", option)),
                 *("--script-sh", f"busybox sh {INSIDE} {folder} {HERE}"),
                 *("--qemu-opts", "-virtfs", CACHED),
