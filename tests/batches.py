@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.answers import Host
 from pipeline.chunk import HEADER, PAYLOAD, SIZE, event_id
 from pipeline.event import Batch, Hole, Passage
-from pipeline.schema import Schema, by_name
+from pipeline.schema import TYPES, VARYING, Schema, by_name
 
 __all__ = ["BOOT", "CLOCK", "HOST", "FixedAnswers", "batch_of", "event", "lost"]
 
@@ -58,7 +58,7 @@ def event(kind: str, sequence: int, ring: int = 0, **values: Any) -> dict[str, A
         "flags_": 0,
         "faults": 0,
         "hole": None,
-        **{field.name: 0 for field in schema.fields},
+        **{field.name: b"" if field.type in VARYING else 0 for field in schema.fields},
         **{promise.name: b"" for promise in schema.promises},
         "start": 4_000_000_000,
         "pid": 100,
@@ -108,7 +108,9 @@ def _fill(schema: Schema, head: np.ndarray[Any, Any], values: Event) -> bytes:
     view = head.view(schema.dtype)
     for field in schema.fields:
         value = values[field.name]
-        view[field.name] = np.void(value.ljust(16, ZERO)) if field.type == "comm" else value
+        if field.type in VARYING:
+            value = np.void(value.ljust(np.dtype(TYPES[field.type][1]).itemsize, ZERO))
+        view[field.name] = value
     stream = b""
     for promise in schema.promises:
         given = values[promise.name]

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,12 +24,16 @@ def plain(
     schema = by_name()[event["kind"]]
     fields: dict[tuple[str, ...], Any] = {}
     for field in schema.fields:
-        value = event[field.name]
+        given = value = event[field.name]
         if field.type == "comm":
             value = _text(value)
+        elif field.type == "ip":
+            value = _address(value)
+        elif field.type == "tag":
+            value = value.ljust(8, b"\0").hex()
         elif field.type == "bool":
             value = bool(value)
-        fields[field.path] = None if field.nil is not None and value == field.nil else value
+        fields[field.path] = None if field.nil is not None and given == field.nil else value
     record: dict[str, Any] = {
         "schema": f"{schema.name}/{schema.version}",
         "kind": schema.name,
@@ -64,6 +69,8 @@ def plain(
         if promise.type == "strings":
             items = data.split(b"\0")[:-1]
             record[promise.name] = [_text(_shown(i) if promise.name == "environment" else i) for i in items]
+        elif promise.type == "bytes":
+            record[promise.name] = data
         else:
             record[promise.name] = None if not data and promise.empty == "nil" else _text(data)
     return record
@@ -71,6 +78,14 @@ def plain(
 
 def _id(start: int, pid: int) -> str:
     return f"{BOOT}-{start // 10**7:012x}-{pid:08x}"
+
+
+def _address(data: bytes) -> str | None:
+    """By another way than the pipeline's: a family and an address as the kernel has them."""
+    if not data:
+        return None
+    family = {4: socket.AF_INET, 6: socket.AF_INET6}[data[0]]
+    return socket.inet_ntop(family, data[4 : 8 if data[0] == 4 else 20])
 
 
 def _text(data: bytes) -> str | bytes:
