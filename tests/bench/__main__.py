@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 
-from tests.bench import drain, idle, latency, memory, produce, slowdown, spread, sustain
+from tests.bench import drain, idle, latency, memory, overhead, produce, slowdown, spread, sustain
 from tests.bench.result import Figure, Part, machine, write
 
 MODULES = {
@@ -22,6 +22,7 @@ MODULES = {
     "produce": produce.measure,
     "idle": idle.measure,
     "slowdown": slowdown.measure,
+    "overhead": overhead.measure,
     "latency": latency.measure,
     "memory": memory.measure,
     "spread": spread.measure,

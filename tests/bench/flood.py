@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from pipeline.chunk import STRIDE
 from pipeline.kernel import bpf, btf, source
-from pipeline.kernel.layout import BOOKS, books_view
+from pipeline.kernel.layout import BOOKS, OWN_ROWS, books_view
 from pipeline.kernel.ring import Ring, RingMemory
 from pipeline.ledger import RingBooks
 from tests.bench.loads import Loads
@@ -32,15 +32,16 @@ class Flood:
         from bcc import BPF
 
         os.environ["BCC_KERNEL_SOURCE"] = str(source.BPF)
-        parts = [source.generate(btf.running())]
-        parts += [(source.BPF / name).read_text() for name in ("read.h", "chunk.h")]
-        parts.append(Path(__file__).with_name("flood.c").read_text())
+        files = [source.BPF / "read.h", source.BPF / "chunk.h", Path(__file__).with_name("flood.c")]
+        text = "\n".join(path.read_text() for path in files)
+        kernel = btf.running()
+        unit = source.generate(kernel, text, source.uses(kernel, text), {})
         rings = CPU + 1
         self._loads = loads
-        self._bcc = BPF(text="\n".join(parts), cflags=[f"-DRINGS={rings}", f"-DPAGES={SIZE // 4096}"])
+        self._bcc = BPF(text=unit, cflags=[f"-DRINGS={rings}", f"-DPAGES={SIZE // 4096}"])
         ring = int(self._bcc["flooded"].map_fd)
         bpf.update(self._bcc["rings"].map_fd, CPU.to_bytes(4, "little"), ring.to_bytes(4, "little"))
-        books = bpf.map_memory(self._bcc["books"].map_fd, rings * BOOKS.itemsize)
+        books = bpf.map_memory(self._bcc["books"].map_fd, (rings + OWN_ROWS) * BOOKS.itemsize)
         self._books = books_view(books, rings)
         self.memory = RingMemory.of_map(ring, SIZE)
         self._bcc.attach_raw_tracepoint("sys_enter", "on_enter")

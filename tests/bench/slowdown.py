@@ -19,13 +19,16 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.kernel import bpf
+from pipeline.kernel.attempt import DISPATCHER, LOG
+from pipeline.kernel.compiler import attach
 from pipeline.kernel.manifest import Manifest
+from pipeline.schema import by_name
 from tests.bench.idle import DEFAULT, live
 from tests.bench.loads import Loads
 from tests.bench.result import Figure, Part, Table, figure, tried
 from tests.live.run import Live
 
-__all__ = ["measure"]
+__all__ = ["ENVIRONMENT", "STORM_CPU", "Switch", "beside", "measure"]
 
 STORM_CPU: Final = 0
 PIPELINE_CPU: Final = 1
@@ -86,22 +89,32 @@ class Switch:
         assert manifest, "nothing is attached"
         for path in run.pins.glob("link_*"):
             path.unlink()
-        taps = {hook.program: hook.hook for hook in manifest.hooks if hook.works and hook.program}
-        self._programs = [(bpf.get(run.pins / f"program_{name}"), hook) for name, hook in taps.items()]
+        self._log = run.state / LOG
+        self._programs = [(hook, bpf.get(run.pins / pin)) for hook, pin in _taps(manifest)]
         self.pins = sorted(run.pins.glob("program_*"))
 
     @contextmanager
     def on(self) -> Iterator[None]:
         """Attached while inside."""
-        from bcc.libbcc import lib
-
-        links = [lib.bpf_attach_raw_tracepoint(fd, hook.encode()) for fd, hook in self._programs]
-        assert min(links) > 0, links
+        links = [attach(hook, fd, self._log) for hook, fd in self._programs]
         try:
             yield
         finally:
             for link in links:
                 os.close(link)
+
+
+def _taps(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Every hook that has a link of its own, and the pin of its program."""
+    working = [hook for hook in manifest.hooks if hook.works]
+    if any(hook.surface == "sys_exit" for hook in working):
+        yield DISPATCHER, "program_sys_exit"
+    for hook in working:
+        surface = by_name()[hook.event].surface(hook.surface)
+        assert surface
+        for name in (*surface.hooks, *surface.before):
+            if not name.startswith("sys_exit/"):
+                yield name, f"program_{hook.event}-{name.partition('/')[2]}"
 
 
 def measure(pairs: int = PAIRS) -> Part:
@@ -167,11 +180,16 @@ def _attached(events: str) -> Iterator[Switch]:
         done = run.command("attach", "--state", str(run.state), "--events", events)
         assert not done.returncode, done.stderr
         run.start(events=events)
-        assert run.process
-        for task in Path(f"/proc/{run.process.pid}/task").iterdir():
-            os.sched_setaffinity(int(task.name), {PIPELINE_CPU} & os.sched_getaffinity(0))
+        beside(run)
         yield Switch(run)
         run.stop()
+
+
+def beside(run: Live) -> None:
+    """Keep a pipeline off the storms' CPU."""
+    assert run.process
+    for task in Path(f"/proc/{run.process.pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), {PIPELINE_CPU} & os.sched_getaffinity(0))
 
 
 def _pairs(switch: Switch, load: Load, pairs: int) -> Pairs:

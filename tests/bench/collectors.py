@@ -1,0 +1,169 @@
+"""What can be collected by, for the comparison of what audited processes pay: promissory and its peers.
+
+Each is a context manager that is ready, but not yet in force, when entered; `on()` puts it in force, again as
+a context manager: so blocks with and without it stand close together.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.bench.idle import live
+from tests.bench.slowdown import Switch, beside
+from tests.live.run import eventually
+
+__all__ = ["PEERS", "Peer"]
+
+Ready = Callable[[], AbstractContextManager[object]]
+AUDITD: Final = Path("/etc/audit/auditd.conf")
+SYSCALLS: Final = (
+    "execve,execveat",
+    "clone,clone3,fork,vfork",
+    "exit_group",
+    "connect,accept,accept4,bind,listen",
+)
+RULES: Final = [
+    *(f"-a always,exit -F arch=b64 -S {calls} -k promissory-bench" for calls in SYSCALLS),
+    # 4: PROT_EXEC, of mmap's and mprotect's third argument
+    "-a always,exit -F arch=b64 -S mmap,mprotect -F a2&4 -k promissory-bench",
+]
+NO_CONTEXT: Final = "-a task,never"
+"""Tasks made under this rule pay nothing for audit; without it every task pays once audit was enabled."""
+EXECS: Final = 'tracepoint:syscalls:sys_enter_execve { printf("%d %s ", pid, comm); join(args->argv); }'
+CONNECTS: Final = 'kprobe:tcp_connect { printf("%d %s\\n", pid, comm); }'
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One collector."""
+
+    name: str
+    storms: frozenset[str] | None
+    """Those that it sees anything of; None: all."""
+    lacks: str
+    """What it does not collect, beside promissory."""
+    needs: str
+    """The command without which it cannot be measured."""
+    ready: Callable[[], AbstractContextManager[Ready]]
+
+
+@contextmanager
+def _promissory() -> Iterator[Ready]:
+    with live() as run:
+        done = run.command("attach", "--state", str(run.state))
+        assert not done.returncode, done.stderr
+        run.start(events="")
+        beside(run)
+        yield Switch(run).on
+        run.stop()
+
+
+@contextmanager
+def _auditd() -> Iterator[Ready]:
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(AUDITD.parent, folder, dirs_exist_ok=True)
+        settings = AUDITD.read_text().replace("/var/log/audit/audit.log", f"{folder}/audit.log")
+        (Path(folder) / AUDITD.name).write_text(settings)
+        daemon = subprocess.Popen(["auditd", "-n", "-s", "nochange", "-c", folder], stdout=subprocess.DEVNULL)
+        eventually(lambda: f"pid {daemon.pid}" in _auditctl("-s"), "auditd to begin")
+        try:
+            yield _rules
+        finally:
+            daemon.terminate()
+            daemon.wait()
+            _auditctl("-e", "0")
+
+
+@contextmanager
+def _rules() -> Iterator[None]:
+    _auditctl("-D")
+    for rule in RULES:
+        _auditctl(*rule.split())
+    _auditctl("-e", "1", "-b", "65536")
+    try:
+        yield
+    finally:
+        _auditctl("-D")
+        _auditctl(*NO_CONTEXT.split())
+        _auditctl("-e", "0")
+
+
+def _auditctl(*arguments: str) -> str:
+    done = subprocess.run(["auditctl", *arguments], capture_output=True, text=True, check=False)
+    return done.stdout
+
+
+def _command(*command: str, first: float = 3.0) -> Callable[[], AbstractContextManager[Ready]]:
+    """A peer that is in force while its process lives. `first`: seconds that it may take to begin."""
+
+    @contextmanager
+    def on() -> Iterator[None]:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        programs = _programs()
+        eventually(lambda: _programs() > programs or process.poll() is not None, command[0], 60.0)
+        time.sleep(first / 3)  # its other programs
+        assert process.poll() is None, process.stderr and process.stderr.read().decode()
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+
+    return lambda: nullcontext(on)
+
+
+def _programs() -> int:
+    """BPF programs that are loaded."""
+    done = subprocess.run(["bpftool", "prog", "list"], capture_output=True, text=True, check=True)
+    return done.stdout.count("\n")
+
+
+PEERS: Final[Sequence[Peer]] = (
+    Peer("promissory", None, "", "bpftool", _promissory),
+    Peer(
+        "auditd",
+        None,
+        "environments; arguments beyond 7,500 bytes of one; the port that the kernel chose; what it drops "
+        "when its backlog is full is a number, not an interval",
+        "auditd",
+        _auditd,
+    ),
+    Peer(
+        "bcc execsnoop",
+        frozenset({"exec"}),
+        "all but execs; more than 60 arguments or 7,680 bytes of them; environments; files, namespaces, ids "
+        "of processes; loss is a count on the terminal",
+        "execsnoop",
+        _command("execsnoop"),
+    ),
+    Peer(
+        "bcc tcpconnect",
+        frozenset({"connect + accept"}),
+        "all but TCP connects; accepts; failures; who the process is beyond pid and comm",
+        "tcpconnect",
+        _command("tcpconnect"),
+    ),
+    Peer(
+        "bpftrace, execs",
+        frozenset({"exec"}),
+        "all but pid, comm and 16 arguments of an execve that may yet fail",
+        "bpftrace",
+        _command("bpftrace", "-e", EXECS),
+    ),
+    Peer(
+        "bpftrace, connects",
+        frozenset({"connect + accept"}),
+        "all but pid and comm of TCP connects",
+        "bpftrace",
+        _command("bpftrace", "-e", CONNECTS),
+    ),
+)

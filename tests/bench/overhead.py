@@ -1,0 +1,99 @@
+"""F9: what storms pay, beside other collectors
+
+Storms of exec, fork, connections (connect and accept over loopback), executable mappings, and open (a call
+without an event) on one CPU, in short blocks, by turns without anything and with one collector in force: each
+block with it is compared with the block without it just before. Medians of the pairs, in per cent of the time
+without. promissory runs with its default events, its pipeline on the other CPU; auditd with rules for the
+same system calls.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Final, Literal
+
+from tests.bench.collectors import PEERS, Peer
+from tests.bench.loads import Loads
+from tests.bench.result import Figure, Part, Table, figure, tried
+from tests.bench.slowdown import ENVIRONMENT, STORM_CPU
+
+__all__ = ["measure"]
+
+PAIRS: Final = 8
+BLOCK: Final = 0.2
+"""Seconds."""
+FIRST: Final = 100
+"""Cycles that tell how long one takes."""
+GOAL: Final[tuple[Literal["<="], float]] = ("<=", 2)
+"""Per cent, …"""
+EXEMPT: Final = ("exec", "fork")
+"""… but for these, whose goal is F5's."""
+TRIED: Final = """
+See the table of programs under F5: a storm pays what the kernel's statistics say, and its wake-ups.
+"""
+
+Storm = Callable[[int], float]
+"""How often → ns of one."""
+
+
+def measure(pairs: int = PAIRS) -> Part:
+    """Every collector that is here; what is missing is said."""
+    with Loads() as loads:
+        storms: dict[str, Storm] = {
+            "exec": lambda n: loads.run("fork", n, "/bin/true", cpu=STORM_CPU, environ=ENVIRONMENT),
+            "fork": lambda n: loads.run("fork", n, cpu=STORM_CPU),
+            "connect + accept": lambda n: loads.run("connection", n, cpu=STORM_CPU),
+            "mmap": lambda n: loads.run("map", n, cpu=STORM_CPU),
+            "open": lambda n: loads.run("file", n, cpu=STORM_CPU),
+        }
+        here = [peer for peer in PEERS if shutil.which(peer.needs)]
+        found = {peer.name: _measure(peer, storms, pairs) for peer in here}
+    figures = _figures(found, here)
+    rows = [
+        (peer.name, *(_said(found[peer.name].get(storm)) for storm in storms), peer.lacks) for peer in here
+    ]
+    absent = [
+        f"{peer.name}: not measured, `{peer.needs}` is not installed" for peer in PEERS if peer not in here
+    ]
+    title = f"Per cent more than nothing (Linux {platform.release()}, {os.cpu_count()} CPUs):"
+    table = Table(title, ("collector", *storms, "what it does not collect"), rows)
+    return Part(__doc__ or "", figures, [table], [*absent, *tried(figures, TRIED)])
+
+
+def _measure(peer: Peer, storms: Mapping[str, Storm], pairs: int) -> dict[str, tuple[float, float]]:
+    """Storm → (ns of a cycle without, per cent more with the collector)."""
+    mine = {name: storm for name, storm in storms.items() if peer.storms is None or name in peer.storms}
+    times = {name: max(1, int(BLOCK * 1e9 / storm(FIRST))) for name, storm in mine.items()}
+    base: dict[str, list[float]] = {name: [] for name in mine}
+    more: dict[str, list[float]] = {name: [] for name in mine}
+    with peer.ready() as on:
+        for _ in range(pairs):
+            for name, storm in mine.items():
+                base[name].append(storm(times[name]))
+            with on():
+                for name, storm in mine.items():
+                    more[name].append(100 * (storm(times[name]) / base[name][-1] - 1))
+    return {name: (statistics.median(base[name]), statistics.median(more[name])) for name in mine}
+
+
+def _figures(found: Mapping[str, Mapping[str, tuple[float, float]]], peers: list[Peer]) -> list[Figure]:
+    """promissory's own lines: beside each goal, the peer that does best."""
+    figures = []
+    for storm, (base, more) in found["promissory"].items():
+        cycle = ("a cycle, µs", base / 1000)
+        bound = None if storm in EXEMPT else GOAL
+        figures.append(figure("F9", storm, more, "%", anchor=cycle, ratio=more / 100, goal=bound))
+        others = [(found[p.name][storm][1], p.name) for p in peers[1:] if storm in found[p.name]]
+        if others:
+            best, name = min(others)
+            what = f"{storm}: promissory's less that of {name}"
+            figures.append(figure("F9", what, more - best, "% of a cycle", goal=("<=", 0)))
+    return figures
+
+
+def _said(result: tuple[float, float] | None) -> str:
+    return f"{result[1]:+.1f}" if result else "sees none"
