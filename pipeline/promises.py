@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.audit_text import parse
 from pipeline.event import Array, Batch, Ints
 from pipeline.redact import Redaction
 from pipeline.schema import Promise, Schema, by_number
+from pipeline.utf8 import strings, text
 
 __all__ = ["Extents", "Value", "extents", "pick", "strings", "text", "value"]
 
-Value = str | bytes | list[str | bytes] | None
+Value = str | bytes | list[Any] | None
 
 
 class Extents(NamedTuple):
@@ -67,28 +69,11 @@ def extents(batch: Batch, schema: Schema, rows: Ints, heads: Array) -> Extents:
     return Extents(ends, whole)
 
 
-def text(data: bytes) -> str | bytes:
-    """As a record holds text: str where it is valid UTF-8, else the bytes."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return data
-
-
-def strings(data: bytes) -> list[str | bytes]:
-    """NUL-terminated strings; a last one without its NUL was cut, and stays."""
-    if data[-1:] == b"\0":
-        data = data[:-1]
-    elif not data:
-        return []
-    try:
-        return data.decode().split("\0")  # type: ignore[return-value]
-    except UnicodeDecodeError:
-        return [text(part) for part in data.split(b"\0")]
-
-
 def value(promise: Promise, data: bytes, redaction: Redaction) -> tuple[Value, bool]:
     """A promise's bytes as a record shows them, and whether patterns masked a part of them."""
+    if promise.type == "audit":
+        shown = parse(data, redaction.arguments)
+        return shown, bool(redaction.patterns) and shown != parse(data)
     masked = data
     if promise.redact == "environment":
         if not redaction.environment:

@@ -126,7 +126,7 @@ class _CommandLine:
 
     def __call__(self, stream: memoryview, ends: Ints) -> tuple[list[bytes], Iterable[int]]:
         name = self._name
-        if not self._redaction.patterns:
+        if self._promise.type == "strings" and not self._redaction.patterns:
             return [name + pack(strings(bytes(stream[start:end]))) for start, end in ends.tolist()], ()
         shown = [
             value(self._promise, bytes(stream[start:end]), self._redaction) for start, end in ends.tolist()
