@@ -34,6 +34,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench", description="Measure promissory on this machine.")
     parser.add_argument("--long", action="store_true", help="let the memory figure run for ten minutes")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"only some of: {', '.join(MODULES)}")
+    parser.add_argument(
+        "--report", default="", help="write what was measured under this name, also if it is not all"
+    )
     options = parser.parse_args()
     if unknown := set(options.names) - set(MODULES):
         parser.error(f"no such figure: {', '.join(sorted(unknown))}")
@@ -42,9 +45,9 @@ def main() -> int:
     chosen: dict[str, Callable[[], Part]] = {**MODULES, "memory": partial(memory.measure, options.long)}
     parts = [_part(name, chosen[name]) for name in options.names or MODULES]
     measured = [part for part in parts if part]
-    if not options.names and len(measured) == len(parts):
-        write(measured, where, time.monotonic() - begin)
-        print("written: bench/results.json, docs/benchmarks.md")
+    report = options.report or ("" if options.names else "benchmarks")
+    if report and len(measured) == len(parts):
+        print("written:", *write(measured, where, time.monotonic() - begin, report))
     return int(len(measured) < len(parts))
 
 

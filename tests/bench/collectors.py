@@ -21,7 +21,12 @@ from tests.bench.idle import live
 from tests.bench.slowdown import Switch, beside
 from tests.live.run import eventually
 
-__all__ = ["PEERS", "Peer"]
+__all__ = ["PEERS", "CannotError", "Peer"]
+
+
+class CannotError(Exception):
+    """A collector does not run on this host; its own words."""
+
 
 Ready = Callable[[], AbstractContextManager[object]]
 AUDITD: Final = Path("/etc/audit/auditd.conf")
@@ -111,7 +116,9 @@ def _command(*command: str, first: float = 3.0) -> Callable[[], AbstractContextM
         programs = _programs()
         eventually(lambda: _programs() > programs or process.poll() is not None, command[0], 60.0)
         time.sleep(first / 3)  # its other programs
-        assert process.poll() is None, process.stderr and process.stderr.read().decode()
+        if process.poll() is not None:
+            said = process.communicate()[1].decode().strip().splitlines() or ["nothing said"]
+            raise CannotError(said[0])
         try:
             yield
         finally:

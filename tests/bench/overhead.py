@@ -16,7 +16,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
-from tests.bench.collectors import PEERS, Peer
+from tests.bench.collectors import PEERS, CannotError, Peer
 from tests.bench.loads import Loads
 from tests.bench.result import Figure, Part, Table, figure, tried
 from tests.bench.slowdown import ENVIRONMENT, STORM_CPU
@@ -38,6 +38,8 @@ See the table of programs under F5: a storm pays what the kernel's statistics sa
 
 Storm = Callable[[int], float]
 """How often → ns of one."""
+Result = dict[str, tuple[float, float]]
+"""Storm → (ns of a cycle without, per cent more with the collector)."""
 
 
 def measure(pairs: int = PAIRS) -> Part:
@@ -50,22 +52,26 @@ def measure(pairs: int = PAIRS) -> Part:
             "mmap": lambda n: loads.run("map", n, cpu=STORM_CPU),
             "open": lambda n: loads.run("file", n, cpu=STORM_CPU),
         }
-        here = [peer for peer in PEERS if shutil.which(peer.needs)]
-        found = {peer.name: _measure(peer, storms, pairs) for peer in here}
+        found: dict[str, Result] = {}
+        absent = []
+        for peer in PEERS:
+            try:
+                found[peer.name] = _measure(peer, storms, pairs)
+            except CannotError as error:
+                absent.append(f"{peer.name} was not measured: {error}")
+    here = [peer for peer in PEERS if peer.name in found]
     figures = _figures(found, here)
     rows = [
         (peer.name, *(_said(found[peer.name].get(storm)) for storm in storms), peer.lacks) for peer in here
-    ]
-    absent = [
-        f"{peer.name}: not measured, `{peer.needs}` is not installed" for peer in PEERS if peer not in here
     ]
     title = f"Per cent more than nothing (Linux {platform.release()}, {os.cpu_count()} CPUs):"
     table = Table(title, ("collector", *storms, "what it does not collect"), rows)
     return Part(__doc__ or "", figures, [table], [*absent, *tried(figures, TRIED)])
 
 
-def _measure(peer: Peer, storms: Mapping[str, Storm], pairs: int) -> dict[str, tuple[float, float]]:
-    """Storm → (ns of a cycle without, per cent more with the collector)."""
+def _measure(peer: Peer, storms: Mapping[str, Storm], pairs: int) -> Result:
+    if not shutil.which(peer.needs):
+        raise CannotError(f"`{peer.needs}` is not installed")
     mine = {name: storm for name, storm in storms.items() if peer.storms is None or name in peer.storms}
     times = {name: max(1, int(BLOCK * 1e9 / storm(FIRST))) for name, storm in mine.items()}
     base: dict[str, list[float]] = {name: [] for name in mine}
@@ -80,7 +86,7 @@ def _measure(peer: Peer, storms: Mapping[str, Storm], pairs: int) -> dict[str, t
     return {name: (statistics.median(base[name]), statistics.median(more[name])) for name in mine}
 
 
-def _figures(found: Mapping[str, Mapping[str, tuple[float, float]]], peers: list[Peer]) -> list[Figure]:
+def _figures(found: Mapping[str, Result], peers: list[Peer]) -> list[Figure]:
     """promissory's own lines: beside each goal, the peer that does best."""
     figures = []
     for storm, (base, more) in found["promissory"].items():

@@ -1,5 +1,4 @@
-"""What a figure's module hands back, and how all of it is written: bench/results.json and
-docs/benchmarks.md."""
+"""What a figure's module hands back, and how all of it is written: bench/*.json and docs/benchmarks*.md."""
 
 from __future__ import annotations
 
@@ -125,23 +124,34 @@ def machine() -> str:
     )
 
 
-def write(parts: Sequence[Part], where: str, took: float) -> None:
-    """Write both files."""
+def write(parts: Sequence[Part], where: str, took: float, name: str = "benchmarks") -> list[Path]:
+    """Write both files: figures for programs, and a page for people."""
     figures = [figure for part in parts for figure in part.figures]
     folder = ROOT / "bench"
     folder.mkdir(exist_ok=True)
     plain = json.dumps([asdict(figure) for figure in figures], indent=1, ensure_ascii=False)
-    (folder / "results.json").write_text(plain + "\n")
-    (ROOT / "docs" / "benchmarks.md").write_text(_document(parts, where, took))
+    results = folder / ("results.json" if name == "benchmarks" else f"{name}.json")
+    page = ROOT / "docs" / f"{name}.md"
+    results.write_text(plain + "\n")
+    page.write_text(_document(parts, where, took, name))
+    return [results, page]
 
 
-def _document(parts: Sequence[Part], where: str, took: float) -> str:
+ABOUT: Final[Mapping[str, str]] = {
+    "benchmarks": "Written by `make bench` (`make bench-long` lets the memory figure run ten minutes).",
+    "benchmarks-vm": "Written by `make vm-bench`: one of Debian's kernels under QEMU's software emulation, where\n"
+    "all takes ten to twenty times as long, and only ratios mean anything.",
+}
+
+
+def _document(parts: Sequence[Part], where: str, took: float, name: str) -> str:
     missed = [f for part in parts for f in part.figures if f.met is False]
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make bench` (`make bench-long` lets the memory figure run ten minutes). Machines are",
-        "noisy: where a figure stands beside an anchor, both are from the same run, and the ratio counts.",
+        ABOUT[name],
+        "Machines are noisy: where a figure stands beside an anchor, both are from the same run, and the",
+        "ratio counts.",
         "",
         f"Machine: {where}. The run took {took:.0f} s.",
         "",
