@@ -88,6 +88,7 @@ def compute(
                 "drops": drops,
                 "unread": unread,
                 **(books.rings[ring].other if ring in books.rings else {}),
+                **attachment.source_books(ring),
             }
             for ring, (chunks, drops, unread, gaps) in kernel.rings.items()
         },

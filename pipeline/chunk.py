@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 __all__ = [
+    "AUDIT_RING",
     "BUSY",
     "CAPPED",
     "CUT",
@@ -22,7 +23,9 @@ __all__ = [
     "HEADER",
     "HIDDEN",
     "MAX_RINGS",
+    "OWN_RINGS",
     "PAYLOAD",
+    "PERF_RING",
     "PROC_RING",
     "REDACTED",
     "SIZE",
@@ -75,6 +78,11 @@ assert HEADER.itemsize == STRIDE
 MAX_RINGS: Final = 1 << 10
 HIDDEN: Final = 1 << 62
 """Bit in the id of an exec that a filter in the kernel hid: it took no number of its ring."""
+PERF_RING: Final = MAX_RINGS - 3
+AUDIT_RING: Final = MAX_RINGS - 2
+OWN_RINGS: Final = {"perf": PERF_RING, "audit": AUDIT_RING}
+"""Surface → the ring that the pipeline fills itself from there (kernel/own_ring.py). Those of CPUs have lower
+numbers."""
 PROC_RING: Final = MAX_RINGS - 1
 """The ring that `process` events say they come from: the loader's look at /proc, kept as chunks in a file."""
 

@@ -166,8 +166,9 @@ class Attached(Attachment):
             entries=max(self.kernel) + 1,
             kinds=list(by_name()),
             hooks=[
-                Hook(kind, schema.surfaces[0].name, "", "", True, "proven")
+                Hook(kind, schema.surfaces[0].name, {}, True, "proven")
                 for kind, schema in by_name().items()
+                if schema.surfaces
             ],
             processes=int(np.count_nonzero(self._processes["part"] == 0)),
         )
@@ -179,6 +180,7 @@ class Attached(Attachment):
         self.descriptors = {number: ring.descriptor for number, ring in self.kernel.items()}
         self._memories = {number: ring.memory for number, ring in self.kernel.items()}
         self._programs = {}
+        self._own = {}
         self.known: list[Identity] = []
         self.linked = True
 

@@ -14,11 +14,11 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
-from pipeline.chunk import HEADER, PROC_RING
+from pipeline.chunk import HEADER, PERF_RING, PROC_RING
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.event import Array, Ints
@@ -30,12 +30,16 @@ from pipeline.kernel.layout import (
     IDENTITY,
     LOST,
     OURS,
+    OWN,
+    OWN_COUNTERS,
     OWN_ROWS,
     Identity,
     books_view,
+    row_of,
     start_ticks,
 )
 from pipeline.kernel.manifest import FILE, PROC_FILE, Hook, Manifest
+from pipeline.kernel.own_ring import OwnMemory, OwnRing
 from pipeline.kernel.ring import Ring, RingMemory
 from pipeline.ledger import Books, KernelBooks, RingBooks, Tally, zeros
 from pipeline.schema import by_name
@@ -136,13 +140,17 @@ class Attachment:
         pins = Path(manifest.pins)
         try:
             memory = bpf.map_memory(
-                bpf.get(pins / "map_books"), (manifest.entries + OWN_ROWS) * BOOKS.itemsize, False
+                bpf.get(pins / "map_books"), (manifest.entries + OWN_ROWS) * BOOKS.itemsize
             )
             self._books = books_view(memory, manifest.entries)
             self.area: mmap.mmap = bpf.map_memory(bpf.get(pins / "map_checkpoint"), AREA_SIZE)
-            self.descriptors = {ring: bpf.get(pins / f"ring_{ring}") for ring in manifest.rings}
+            found = {ring: bpf.get(pins / f"ring_{ring}") for ring in manifest.rings}
+            self.descriptors = {ring: fd for ring, fd in found.items() if ring < PERF_RING}
             self._memories = {
                 ring: RingMemory.of_map(fd, manifest.rings[ring]) for ring, fd in self.descriptors.items()
+            }
+            self._own = {
+                ring: OwnMemory(fd, manifest.rings[ring]) for ring, fd in found.items() if ring >= PERF_RING
             }
             self._identities = bpf.get(pins / "map_identities")
             # Misses of a program that kinds share (the end of system calls) are charged to the last of them.
@@ -158,12 +166,14 @@ class Attachment:
             raise UserError(
                 f"{error.filename}: {error.strerror}; probes are half gone: promissory detach, then try again"
             ) from None
+        for ring, own in self._own.items():
+            own.finish(self._own_row(ring))
         file = Path(manifest.state) / PROC_FILE
         self._processes: Array = np.frombuffer(file.read_bytes() if file.exists() else b"", HEADER)
 
     def rings(self, books: Books) -> dict[int, Ring]:
         """A reader for each ring, and for the first look at /proc, from where the books end."""
-        memories = {**self._memories, PROC_RING: RingMemory.of_chunks(self._processes)}
+        memories = {**self._memories, **self._own, PROC_RING: RingMemory.of_chunks(self._processes)}
         found = {}
         for number, memory in memories.items():
             known = books.rings.get(number) or RingBooks(sequence=self.start(number))
@@ -176,11 +186,22 @@ class Attachment:
             found[number] = Ring(number, memory, known)
         return found
 
+    def own_ring(self, number: int, caps: Mapping[str, int]) -> OwnRing:
+        """The writer of a ring that the pipeline fills itself; `caps`: the most bytes of promises."""
+        return OwnRing(number, self._own[number], self._own_row(number), caps)
+
+    def source_books(self, ring: int) -> dict[str, int]:
+        """What the row of such a ring counts besides (layout.OWN_COUNTERS); nothing for others."""
+        if ring not in self._own:
+            return {}
+        row = self._own_row(ring)
+        return {name: int(row[name][0]) for name in OWN_COUNTERS}
+
     def start(self, ring: int) -> int:
         """The number of a ring's first chunk."""
         if ring == PROC_RING:
             return int(self._processes["sequence"][0]) if len(self._processes) else 0
-        return int(self._books["start"][ring])
+        return int(self._row(ring)["start"])
 
     def know(self, process: Identity) -> None:
         """From now on this process's own events are not reported (I8)."""
@@ -213,7 +234,7 @@ class Attachment:
         """The number that a ring's next attempt will take."""
         if ring == PROC_RING:
             return self.start(ring) + len(self._processes)
-        return int(self._books["sequence"][ring])
+        return int(self._row(ring)["sequence"])
 
     def look(self, rings: Mapping[int, Ring]) -> KernelBooks:
         """All of the kernel's terms, and what stands in the rings behind their cursors."""
@@ -226,7 +247,7 @@ class Attachment:
             tally["lost", stage, reason] = kinds[counter].sum(axis=0)
         for counter, reason in FILTERED.items():
             tally["filtered", "kernel", reason] = kinds[counter].sum(axis=0)
-        drops = {ring: int(self._books["drops"][ring]) for ring in self.manifest.rings} | {PROC_RING: 0}
+        drops = {ring: int(self._row(ring)["drops"]) for ring in self.manifest.rings} | {PROC_RING: 0}
         return KernelBooks(
             attempted=attempted,
             tally=tally,
@@ -238,4 +259,12 @@ class Attachment:
 
     def troubles(self) -> dict[str, int]:
         """Counters that should stay 0: missing rings, full maps, events cut short by a tail call."""
-        return {name: int(self._books[name].sum()) for name in ("no_ring", "identity_full", "cut_calls")}
+        books = self._books[: self.manifest.entries]
+        return {name: int(books[name].sum()) for name in ("no_ring", "identity_full", "cut_calls")}
+
+    def _row(self, ring: int) -> Any:
+        return self._books[row_of(ring, self.manifest.entries)]
+
+    def _own_row(self, ring: int) -> Array:
+        row = row_of(ring, self.manifest.entries)
+        return self._books[row : row + 1].view(OWN)

@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from pipeline.chunk import OWN_RINGS
 from pipeline.config import Config
-from pipeline.kernel import bpf
+from pipeline.kernel import bpf, own_ring
 from pipeline.kernel.acts import ACTS, act
 from pipeline.kernel.calls import NUMBERS
 from pipeline.kernel.compiler import Compiled, attach
@@ -24,6 +25,7 @@ from pipeline.kernel.layout import (
     IDENTITY,
     OURS,
     OWN_ROWS,
+    OWN_SIZE,
     TEST,
     Identity,
     books_view,
@@ -81,6 +83,10 @@ class Attempt:
             bpf.update(self.compiled.map("rings"), cpu.to_bytes(4, "little"), ring.to_bytes(4, "little"))
             self.pinned[f"ring_{cpu}"] = ring
             self.rings[cpu] = config.ring.size
+        for surface in OWN_RINGS.keys() & {surface.name for surface in choice.values()}:
+            ring, size = OWN_RINGS[surface], min(config.ring.size, OWN_SIZE)
+            self.pinned[f"ring_{ring}"] = own_ring.create(size, f"ring_{surface}")
+            self.rings[ring] = size
         self.pinned["map_checkpoint"] = bpf.create_array(AREA_SIZE, 1, "checkpoint")
         tables = [f"calls_{kind}" for kind, surface in choice.items() if surface.parts]
         if self._has_sys_exit:

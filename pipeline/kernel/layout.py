@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from pipeline.chunk import OWN_RINGS, PERF_RING
 from pipeline.config import Config
 from pipeline.event import Array
 from pipeline.schema import KINDS, by_name
@@ -25,13 +26,17 @@ __all__ = [
     "IDENTITY_KEY",
     "LOST",
     "OURS",
+    "OWN",
+    "OWN_COUNTERS",
     "OWN_ROWS",
+    "OWN_SIZE",
     "TEST",
     "TICK",
     "Identity",
     "books_view",
     "cgroup_known",
     "cpus",
+    "row_of",
     "settings",
     "start_ticks",
     "wanted",
@@ -66,8 +71,25 @@ BOOKS: Final = np.dtype(
 )
 """struct books: one ring's counters in the kernel."""
 
-OWN_ROWS: Final = 2
+OWN_ROWS: Final = len(OWN_RINGS)
 """Rows of rings that the pipeline fills itself."""
+OWN_COUNTERS: Final = ("received", "lost", "away", "away_ns")
+"""What their rows count besides: records received, and lost as the kernel reports it (of unknown kind);
+intervals without a reader, and their sum in ns."""
+OWN: Final = np.dtype(
+    [
+        ("sequence", "<i8"),
+        ("start", "<i8"),
+        ("drops", "<i8"),
+        *((name, "<i8") for name in OWN_COUNTERS),
+        ("seen", "<i8"),  # when its reader looked last, ns since boot
+        ("kinds", _KIND, (KINDS,)),
+    ]
+)
+"""Such a row: as long as the others, with other words where BPF programs count what cannot happen here."""
+assert OWN.itemsize == BOOKS.itemsize
+OWN_SIZE: Final = 4 * 1024 * 1024
+"""Bytes of such a ring, at most."""
 LOST: Final = {
     "lost_full": ("ring", "full"),
     "lost_call": ("kernel", "tail call"),
@@ -153,6 +175,11 @@ def settings(config: Config, kinds: Collection[str]) -> bytes:
         config.caps.environment,
         config.memory.all,
     )
+
+
+def row_of(ring: int, entries: int) -> int:
+    """The row of a ring in the kernel's books, where CPUs have `entries` of them."""
+    return ring if ring < PERF_RING else entries + ring - PERF_RING
 
 
 def books_view(memory: Any, entries: int) -> Array:

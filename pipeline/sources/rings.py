@@ -4,17 +4,21 @@ While anything is unread or unsafe (read, but not yet acknowledged) a pass is ma
 the descriptors would not do then: a ring whose position is held back is always readable, so level-triggered
 epoll spins, and the kernel wakes nobody before the position has caught up. When everything is safe, only the
 descriptors are waited on, and nothing ticks.
+
+Sources of our own (feeds.py) are asked at each pass, after the clock and before the rings: what they put into
+their rings is as old as what programs put there, so the watermark holds for them too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import trio
 
 from pipeline.event import Pass
 from pipeline.kernel.ring import Ring
+from pipeline.sources.feeds import Feed
 from pipeline.stages.stage import Link
 
 __all__ = ["NAP", "Rings"]
@@ -39,7 +43,7 @@ class Rings:
     """The source of live chunks.
 
     rings: by number. descriptors: what can be waited on, for those rings that are in the kernel. now:
-    boottime, and what to add to it for the time since the epoch, both ns.
+    boottime, and what to add to it for the time since the epoch, both ns. feeds: what fills rings of our own.
     """
 
     def __init__(
@@ -48,11 +52,13 @@ class Rings:
         descriptors: Mapping[int, int],
         now: Callable[[], tuple[int, int]],
         nap: float = NAP,
+        feeds: Sequence[Feed] = (),
     ) -> None:
         self.rings = rings
         self._descriptors = descriptors
         self._now = now
         self._nap = nap
+        self._feeds = feeds
         self._stop = False
         self._drain = True
         self._asleep = trio.Event()
@@ -60,13 +66,16 @@ class Rings:
 
     def stop(self, *, drain: bool) -> None:
         """End. `drain`: read what is in the rings first (nothing fills them any more)."""
+        if self._feeds and not self._stop:
+            self._feed(self._now()[0])  # what they hold would be lost with their descriptors
         self._stop, self._drain = True, drain
         self._awake.set()
 
     async def run(self, target: Link[Pass]) -> None:
         """Make passes until told to stop; then close the output."""
         async with trio.open_nursery() as nursery:
-            for descriptor in self._descriptors.values():
+            fed = (descriptor for feed in self._feeds for descriptor in feed.descriptors)
+            for descriptor in (*self._descriptors.values(), *fed):
                 nursery.start_soon(self._watch, descriptor)
             await self._passes(target)
             nursery.cancel_scope.cancel()
@@ -109,10 +118,17 @@ class Rings:
         self._asleep = trio.Event()
 
     def _idle(self) -> bool:
-        return all(ring.idle for ring in self.rings.values())
+        waiting = not self._stop and any(feed.waits for feed in self._feeds)
+        return not waiting and all(ring.idle for ring in self.rings.values())
+
+    def _feed(self, now: int) -> None:
+        for feed in self._feeds:
+            feed.pump(now)
 
     def _look(self) -> Pass:
         boottime, clock = self._now()
+        if not self._stop:
+            self._feed(boottime)
         watermark = boottime - SLACK
         share = max(LIMIT // max(sum(ring.waits for ring in self.rings.values()), 1), LEAST)
         slices = []

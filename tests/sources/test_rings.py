@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -336,3 +337,104 @@ async def test_rings_without_a_descriptor_are_read_too(world: World) -> None:
             await trio.sleep(0.1)
             source.stop(drain=True)
     assert numbers(found, 7) == [1]
+
+
+class Source:
+    """A feed: puts into ring 1 what the test says, and notes when it was asked."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.descriptors = [os.eventfd(0, os.EFD_NONBLOCK)]
+        self.waits = False
+        self.coming: list[int] = []
+        self.asked: list[int] = []
+
+    def pump(self, now: int) -> None:
+        self.asked.append(now)
+        while self.coming:
+            self.world.write(1, self.coming.pop(0))
+
+    def close(self) -> None:
+        os.close(self.descriptors[0])
+
+
+@pytest.fixture
+def feed(world: World) -> Iterator[Source]:
+    found = Source(world)
+    descriptors = {ring.number: ring.descriptor for ring in world.kernel}
+    world.source = Rings(world.readers, descriptors, world.now, feeds=[found])
+    yield found
+    found.close()
+
+
+async def test_feeds_are_asked_between_the_clock_and_the_rings(world: World, feed: Source) -> None:
+    """So what they put is in the pass whose watermark vouches for it."""
+    feed.coming = [world.time - 2 * SLACK]
+    link: Link[Pass] = Link("passes")
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.source.run, link)
+            found = await anext(link)
+            nursery.cancel_scope.cancel()
+    assert numbers([found], 1) == [1]
+    assert feed.asked == [world.time]
+    assert found.watermark == world.time - SLACK
+
+
+async def test_a_feed_wakes_the_source_and_is_silent_otherwise(world: World, feed: Source) -> None:
+    link: Link[Pass] = Link("passes", 100)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.source.run, link)
+            for n in range(1, 4):
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                before = world.looks
+                await trio.sleep(0.05)
+                assert world.looks == before
+                feed.coming = [world.time]
+                os.eventfd_write(feed.descriptors[0], 1)
+                while not (found := await anext(link)).slices:
+                    pass
+                assert numbers([found], 1) == [n]
+                os.eventfd_read(feed.descriptors[0])
+                world.release()
+            nursery.cancel_scope.cancel()
+
+
+async def test_what_a_feed_holds_back_is_asked_for_soon(
+    world: World, feed: Source, autojump_clock: trio.testing.MockClock
+) -> None:
+    passes: list[Pass] = []
+    link: Link[Pass] = Link("passes")
+    feed.waits = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.source.run, link)
+        nursery.start_soon(collect, link, passes, world.release)
+        await trio.sleep(1)
+        assert len(feed.asked) > 40
+        feed.waits = False
+        await trio.sleep(1)
+        before = len(feed.asked)
+        await trio.sleep(3600)
+        assert len(feed.asked) == before
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("drain", [True, False])
+async def test_at_the_end_feeds_are_asked_once_more_and_never_again(
+    world: World, feed: Source, autojump_clock: trio.testing.MockClock, drain: bool
+) -> None:
+    """What their descriptors hold is lost with them; what is in a ring of ours is not."""
+    passes: list[Pass] = []
+    link: Link[Pass] = Link("passes")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.source.run, link)
+        nursery.start_soon(collect, link, passes)
+        await trio.sleep(1)
+        before = len(feed.asked)
+        feed.coming, feed.waits = [world.time], True
+        world.source.stop(drain=drain)
+        world.source.stop(drain=drain)
+    assert len(feed.asked) == before + 1
+    assert numbers(passes, 1) == ([1] if drain else [])
+    assert world.kernel[1].memory.producer[0] > 0
