@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import UserError
 from pipeline.values import (
+    EVERY,
     Cap,
     Cgroups,
     Events,
@@ -150,7 +151,8 @@ class Config(Table):
     state: Path = Path("/var/lib/promissory")
     pins: Path = Path("/sys/fs/bpf/promissory")
     events: Events = ()
-    """Kinds to report; empty: every kind whose surface costs nothing to those who do not ask."""
+    """Kinds to report; `all`: what the host can give at any price; empty: every kind whose surface costs nothing to
+    those who do not ask."""
     surface: Literal["auto", "lsm", "fexit", "tracepoint", "perf", "sys_exit", "audit"] = "auto"
     filter: Text = None
     duration: Limit = None
@@ -171,6 +173,10 @@ class Config(Table):
     host: HostNames = HostNames()
     kafka: Properties = Field(default_factory=dict)
     """librdkafka's own properties, by their names."""
+
+    def names(self, kind: str) -> bool:
+        """Whether `events` asks for a kind, whatever its price."""
+        return kind in self.events or EVERY in self.events
 
 
 # ---- where values come from

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pipeline.schema import by_name
 
 __all__ = [
+    "EVERY",
     "Cap",
     "Cgroups",
     "Events",
@@ -34,6 +35,8 @@ __all__ = [
     "Uids",
 ]
 
+EVERY: Final = "all"
+"""Among the names of kinds: each that the host can give, at any price."""
 KiB: Final = 1 << 10
 MiB: Final = 1 << 20
 GiB: Final = 1 << 30
@@ -109,11 +112,12 @@ def _cap(size: int) -> int:
 
 
 def _events(names: tuple[str, ...]) -> tuple[str, ...]:
+    known = (*by_name(), EVERY)
     for name in names:
-        if name not in by_name():
-            near = get_close_matches(name, by_name(), 1)
+        if name not in known:
+            near = get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"names out of {', '.join(by_name())}{hint}")
+            raise ValueError(f"names out of {', '.join(known)}{hint}")
     return names
 
 
@@ -137,7 +141,7 @@ Limit = Annotated[Seconds | None, BeforeValidator(_optional)]
 Text = Annotated[str | None, BeforeValidator(_optional)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_list)]
 Events = Annotated[tuple[str, ...], BeforeValidator(_list), AfterValidator(_events)]
-"""Names of event schemas."""
+"""Names of event schemas; or `all`."""
 ROOM: Final = Field(max_length=1024)
 """As much as the kernel's maps hold."""
 Uids = Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 32)], ...], BeforeValidator(_list), ROOM]

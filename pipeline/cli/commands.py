@@ -48,7 +48,7 @@ To = Annotated[
     str | None, typer.Option("--to", metavar="PLACE", help="Where events go. [the local log in DIR]")
 ]
 Events = Annotated[
-    str | None, typer.Option("--events", metavar="LIST", help="Kinds, joined by commas: exec,exit.")
+    str | None, typer.Option("--events", metavar="LIST", help="Kinds, joined by commas: exec,exit; or all.")
 ]
 Surface = Annotated[
     str | None,

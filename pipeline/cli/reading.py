@@ -17,6 +17,7 @@ from pipeline.consume import source
 from pipeline.jsonl import fields_to_json
 from pipeline.sources.source import Record, Source, Window
 from pipeline.tables import console
+from pipeline.values import EVERY
 
 __all__ = ["Chooser", "tail", "tail_place"]
 
@@ -36,7 +37,7 @@ def tail_place(
     Without a text it is the place where `run` writes. Events and filter are the configuration's.
     """
     where = place.parse(text or config.to or str(config.state))
-    chooser = Chooser(config.events, config.filter, say)
+    chooser = Chooser(() if EVERY in config.events else config.events, config.filter, say)
     out = _print_json if as_json else _text_printer()
     trio.run(partial(tail, source(where, config.kafka), chooser, out, newest=newest, follow=follow))
 

@@ -30,6 +30,7 @@ from pipeline.kernel.manifest import PROC_FILE, Hook, Manifest, boot_id
 from pipeline.kernel.source import Choice
 from pipeline.redact import Redaction
 from pipeline.schema import Schema, Surface, by_name
+from pipeline.values import EVERY
 
 __all__ = ["Loader", "main"]
 
@@ -58,7 +59,7 @@ class Loader:
         """Attach everything and pin it; `pipeline` is the process whose own events are not reported (I8)."""
         attempt, hooks = self.try_all(pipeline)
         working = {hook.event for hook in hooks if hook.works}
-        missing = [kind for kind in self.config.events if kind not in working]
+        missing = [kind for kind in self.config.events if kind not in (EVERY, *working)]
         if missing:
             answers = "; ".join(_answer(kind, hooks, self.config.surface) for kind in missing)
             raise UserError(
@@ -135,7 +136,7 @@ class Loader:
                 or surface.name == "proc"
                 or (schema.always and schema.name not in self.config.events)
             )
-            priced = surface.cost and schema.name not in self.config.events
+            priced = surface.cost and not self.config.names(schema.name)
             if named and not priced and (schema.name, surface.name) not in self._refused:
                 yield surface
 

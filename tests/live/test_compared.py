@@ -1,0 +1,24 @@
+"""The last test of a whole run of tests/live: every field that this kernel yields was compared with a witness."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.kernel.manifest import Manifest
+from tests.live.compare import missing
+from tests.live.run import Live
+
+pytestmark = pytest.mark.kernel
+
+
+def test_every_field_that_this_kernel_yields_was_compared(live: Live, request: pytest.FixtureRequest) -> None:
+    """Computed from the schemas, and from what the loader says is attached where."""
+    chosen = {item.path for item in request.session.items}
+    if not chosen >= set(Path(__file__).parent.glob("test_*.py")):
+        pytest.skip("only a run of all of tests/live can say")
+    manifest = Manifest.read(live.state)
+    assert manifest is not None
+    kinds = {kind: manifest.surfaces[kind] for kind in manifest.kinds}
+    assert not missing(kinds), "no witness was asked for these fields; see tests/live/compare.py"
