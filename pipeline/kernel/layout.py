@@ -190,5 +190,5 @@ def books_view(memory: Any, entries: int) -> Array:
 def wanted(config: Config) -> list[str]:
     """The kinds to report: those asked for, or all that have a surface which costs nothing to others."""
     if config.events:
-        return [kind for kind in by_name() if kind in config.events]
+        return [kind for kind in by_name() if config.names(kind)]
     return [kind for kind, schema in by_name().items() if any(not s.cost for s in schema.surfaces)]
