@@ -19,6 +19,11 @@ from tests.live.run import Live, eventually
 NUMBERS = count()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What was compared can be said when all else is done."""
+    items.sort(key=lambda item: item.path.name == "test_compared.py")
+
+
 @pytest.fixture(scope="session")
 def ground() -> Iterator[Path]:
     """A folder that every user may enter."""

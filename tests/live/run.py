@@ -22,7 +22,7 @@ from tests.live.witness import Act
 __all__ = ["ALL", "PATIENCE", "Live", "Log", "Record", "eventually"]
 
 Record = dict[str, Any]
-ALL = "process,exec,exec_failed,fork,exit"
+ALL = "all"
 PATIENCE = 20.0
 """Seconds to wait for what must come; a busy machine takes its time."""
 ATTACHING = 120.0
