@@ -142,8 +142,9 @@ def test_titles_and_keys_are_lists() -> None:
 
 def test_what_user_space_says_stays_apart() -> None:
     body = (
-        b'pid=9 uid=0 auid=1000 ses=3 msg=\'op=PAM:session_open pid=1 cmd=6C73202F grantors=pam_unix acct="root" '
-        b"exe=\"/usr/bin/su\" hostname=? addr=? terminal=pts/0 it's res=success'"
+        b"pid=9 uid=0 auid=1000 ses=3 msg='op=PAM:session_open pid=1 cmd=6C73202F grantors=pam_unix "
+        b'acct="root" exe="/usr/bin/su" '
+        b"hostname=? addr=? terminal=pts/0 it's res=success'"
     )
     assert only(record(1105, body)) == {
         "pid": "9",

@@ -1,0 +1,165 @@
+"""Audit records into audit events: what has one time and one serial number belongs together. No I/O in here.
+
+    records, as they come → feed … expire → Joined: complete, or said not to be
+
+The records of a system call end with one of type EOE. Others come alone, and only of some types is that known:
+so an event that has no end yet waits for a while. Records of different serials come mixed. The kernel numbers
+events without holes: a number that never comes is an event that was lost on the way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from pipeline.audit_types import EOE, SYSCALL
+
+__all__ = ["Joined", "Serials"]
+
+EXPIRY: Final = 2_000_000_000
+"""ns that an event may take; auditd's own patience."""
+OPEN: Final = 4096
+"""Events that may be open at once; beyond that the oldest goes."""
+_STAMP: Final = re.compile(rb"audit\((\d{1,12})\.(\d{3}):(\d{1,10})\): ?")
+_SERIALS: Final = 1 << 32
+
+
+@dataclass(slots=True)
+class Joined:
+    """One event."""
+
+    time: int
+    """When its first record came, ns since boot."""
+    audit_time: int
+    """ns since the epoch, to 1 ms, as the records say it; 0: they do not."""
+    serial: int
+    records: list[tuple[int, bytes]] = field(default_factory=list)
+    """(type, text), in order; the end (EOE) is not among them."""
+    whole: bool = True
+    """False: records can be missing. It did not end in time, or the socket overran meanwhile."""
+
+    @property
+    def text(self) -> bytes:
+        """The promise `records`."""
+        return b"".join(b"type=%d msg=%s\0" % record for record in self.records)
+
+
+class Serials:
+    """The events that are open, by serial.
+
+    torn: set it while records may be missing among those that are fed.
+    """
+
+    def __init__(self, expiry: int = EXPIRY, limit: int = OPEN) -> None:
+        self.torn = False
+        self._expiry, self._limit = expiry, limit
+        self._open: OrderedDict[bytes, Joined] = OrderedDict()
+        self._numbers = _Numbers(limit)
+
+    @property
+    def oldest(self) -> int | None:
+        """Time of the oldest open event."""
+        return next(iter(self._open.values())).time if self._open else None
+
+    @property
+    def due(self) -> int | None:
+        """When `expire` will have something to do."""
+        oldest = self.oldest
+        return None if oldest is None else oldest + self._expiry
+
+    def feed(self, number: int, text: bytes, now: int) -> Iterator[Joined]:
+        """Take a record of a type that came at `now`; yields events that are over."""
+        stamp = _STAMP.match(text)
+        key = stamp[0] if stamp else b""
+        event = self._open.get(key)
+        if event is None:
+            event = _begun(stamp, now)
+            if stamp:
+                self._numbers.take(event.serial)
+            if number != EOE:
+                self._open[key] = event
+        event.whole &= not self.torn
+        if number != EOE:
+            event.records.append((number, text))
+        if number == EOE or not stamp or _alone(number):
+            self._open.pop(key, None)
+            if event.records:
+                yield event
+        elif len(self._open) > self._limit:
+            yield self._give_up()
+
+    def expire(self, now: int) -> Iterator[Joined]:
+        """Events that took too long."""
+        while (due := self.due) is not None and due <= now:
+            yield self._give_up()
+
+    def finish(self) -> Iterator[Joined]:
+        """All that is open."""
+        while self._open:
+            yield self._give_up()
+
+    def missing(self) -> int:
+        """How many more events than at the last call are known to be lost. A number that is missing at two
+        calls counts: let them lie as far apart as records can overtake each other.
+        """
+        return self._numbers.missing()
+
+    def _give_up(self) -> Joined:
+        _, event = self._open.popitem(last=False)
+        # Outside of system calls each record is an event of its own, and no end is written.
+        event.whole &= len(event.records) == 1 and event.records[0][0] != SYSCALL
+        return event
+
+
+class _Numbers:
+    """Which serials came. Those of the last `window` are remembered: an event can come in two pieces."""
+
+    def __init__(self, window: int) -> None:
+        self._window = window
+        self._recent: OrderedDict[int, None] = OrderedDict()
+        self._first = self._highest = -1
+        self._gaps = self._before = self._told = 0
+
+    def take(self, serial: int) -> None:
+        """This one came."""
+        if serial in self._recent:
+            return
+        self._recent[serial] = None
+        if len(self._recent) > self._window:
+            self._recent.popitem(last=False)
+        if self._first < 0:
+            self._first = self._highest = serial
+            return
+        ahead = _distance(self._highest, serial)
+        if ahead > 0:
+            self._gaps += ahead - 1
+            self._highest = serial
+        elif -ahead < self._window and _distance(self._first, serial) > 0:
+            self._gaps -= 1
+
+    def missing(self) -> int:
+        """See Serials.missing."""
+        known = min(self._before, self._gaps)
+        self._before = self._gaps
+        new = max(known - self._told, 0)
+        self._told += new
+        return new
+
+
+def _begun(stamp: re.Match[bytes] | None, now: int) -> Joined:
+    if stamp is None:
+        return Joined(now, 0, 0)
+    return Joined(now, int(stamp[1]) * 10**9 + int(stamp[2]) * 10**6, int(stamp[3]) % _SERIALS)
+
+
+def _alone(number: int) -> bool:
+    """Messages of user space are one record each."""
+    return 1100 <= number < 1300 or 2100 <= number < 3000
+
+
+def _distance(start: int, end: int) -> int:
+    """How far a serial is ahead of another: they start again after 2**32."""
+    return (end - start + _SERIALS // 2) % _SERIALS - _SERIALS // 2
