@@ -1,13 +1,14 @@
 """Records against what a witness knows; and the list of all that was compared.
 
 The rule: every test of a kind compares through `same`. At the end of a whole run of tests/live,
-test_compared.py computes from schemas and manifest which fields this kernel yields, and fails for each that no
-`same` had in its hands, the common block and promises included. So a kind needs, on every kernel that gives it:
+test_compared.py computes from schemas and manifest which fields this kernel yields, and fails for each that
+no `same` had in its hands, the common block and promises included. So a kind needs, on every kernel that
+gives it:
 
     same(record, {"local_address": "127.0.0.1", "local_port": port, "errno": 0, …})    its own fields
     same(record, who())                                                                the common block
 
-What is expected comes from the test's own system calls, /proc, ss, strace, bpftool …: never from the pipeline.
+What is expected comes from the test's own system calls, /proc, ss, strace, bpftool: never from the pipeline.
 A field that the record's surface does not show (`without`) must be nil in it, whatever is expected. Where a
 host cannot be made to give a kind at all (no loadable modules), its test says `cannot(kind, why)`.
 """
@@ -102,8 +103,7 @@ def cannot(kind: str, why: str) -> NoReturn:
 
 
 def missing(surfaces: Mapping[str, str], schemas: Iterable[Schema] | None = None) -> list[str]:
-    """What these kinds (kind → surface that they come from) show and nothing was compared with, as "kind.name".
-    """
+    """What these kinds (kind → its surface) show and nothing was compared with, as "kind.name"."""
     return [
         f"{schema.name}.{name}"
         for schema in (by_name().values() if schemas is None else schemas)

@@ -1,4 +1,4 @@
-"""The last test of a whole run of tests/live: every field that this kernel yields was compared with a witness."""
+"""The last test of a whole run: every field that this kernel yields was compared with a witness."""
 
 from __future__ import annotations
 
