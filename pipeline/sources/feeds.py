@@ -25,7 +25,11 @@ class Feed(Protocol):
 
     @property
     def waits(self) -> bool:
-        """Something was received and not put yet: look again soon."""
+        """Something came and was not put yet: look again soon."""
+        ...
+
+    def listen(self, on: bool) -> None:
+        """The source goes to sleep (True) or is awake again (False): only a sleeper has to be woken."""
         ...
 
     def pump(self, now: int) -> None:

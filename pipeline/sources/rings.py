@@ -113,9 +113,18 @@ class Rings:
 
     async def _sleep(self) -> None:
         self._awake = trio.Event()
+        self._listen(True)
         self._asleep.set()
-        await self._awake.wait()
+        for _ in range(2):  # after the second one, every watcher waits on its descriptor
+            await trio.lowlevel.checkpoint()
+        if self._idle():  # nothing came while nobody would have been woken
+            await self._awake.wait()
         self._asleep = trio.Event()
+        self._listen(False)
+
+    def _listen(self, on: bool) -> None:
+        for feed in self._feeds:
+            feed.listen(on)
 
     def _idle(self) -> bool:
         waiting = not self._stop and any(feed.waits for feed in self._feeds)

@@ -345,9 +345,13 @@ class Source:
     def __init__(self, world: World) -> None:
         self.world = world
         self.descriptors = [os.eventfd(0, os.EFD_NONBLOCK)]
-        self.waits = False
+        self.waits = self.listening = False
         self.coming: list[int] = []
         self.asked: list[int] = []
+
+    def listen(self, on: bool) -> None:
+        assert on != self.listening
+        self.listening = on
 
     def pump(self, now: int) -> None:
         self.asked.append(now)
@@ -417,6 +421,26 @@ async def test_what_a_feed_holds_back_is_asked_for_soon(
         before = len(feed.asked)
         await trio.sleep(3600)
         assert len(feed.asked) == before
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_comes_between_the_last_look_and_listening_is_not_slept_over(
+    world: World, feed: Source, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Nobody is woken for it: the descriptor says nothing."""
+    link: Link[Pass] = Link("passes", 100)
+
+    def listen(on: bool) -> None:
+        feed.listening = on
+        if on and world.looks == 1:
+            feed.coming, feed.waits = [world.time], True
+
+    feed.listen = listen  # type: ignore[method-assign]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.source.run, link)
+        found = await anext(link)
+        feed.waits = False
+        assert numbers([found], 1) == [1]
         nursery.cancel_scope.cancel()
 
 
