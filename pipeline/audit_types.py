@@ -8,8 +8,10 @@ from __future__ import annotations
 from itertools import count
 from typing import Final
 
-__all__ = ["EOE", "EXECVE", "SYSCALL", "type_name"]
+__all__ = ["EOE", "EXECVE", "SYSCALL", "TEST", "USER_AVC", "type_name"]
 
+USER_AVC: Final = 1107
+TEST: Final = 1120
 SYSCALL: Final = 1300
 EXECVE: Final = 1309
 EOE: Final = 1320

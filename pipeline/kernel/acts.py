@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from pipeline.kernel import netlink
+
 __all__ = ["ACTS", "act"]
 
 
@@ -28,6 +30,7 @@ ACTS: Final[dict[str, Callable[[], None]]] = {
     "exec_failed": _fail_to_exec,
     "fork": lambda: None,
     "exit": lambda: None,
+    "audit": lambda: netlink.say(b"promissory: self-test"),
 }
 """Kind → what a child does; that there is a child at all is fork's and exit's."""
 

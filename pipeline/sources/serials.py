@@ -2,8 +2,8 @@
 
     records, as they come → feed … expire → Joined: complete, or said not to be
 
-The records of a system call end with one of type EOE. Others come alone, and only of some types is that known:
-so an event that has no end yet waits for a while. Records of different serials come mixed. The kernel numbers
+The records of a system call end with one of type EOE. Others come alone, only of some types is that known: so
+an event that has no end yet waits for a while. Records of different serials come mixed. The kernel numbers
 events without holes: a number that never comes is an event that was lost on the way.
 """
 
