@@ -14,7 +14,7 @@ from typing import Final
 
 from pipeline.chunk import STRIDE
 from pipeline.record import DERIVED
-from pipeline.schema import COMMON, Field, Schema, by_name
+from pipeline.schema import COMMON, Field, Schema, Surface, by_name
 
 __all__ = ["DOCS", "FILES", "main", "renewed"]
 
@@ -72,7 +72,7 @@ def _kinds() -> str:
 
 def _record() -> str:
     """Every key of every kind's record."""
-    fields: list[Row] = [(_key(f), _type(f), f.unit, _code(f.ecs), _code(f.ocsf), f.meaning) for f in COMMON]
+    fields = [_row(field, field.nil is not None) for field in COMMON]
     derived: list[Row] = [
         (
             _code(".".join(item.path)) + (" (may be absent)" if item.optional else ""),
@@ -98,29 +98,30 @@ HEAD: Final = ("key", "type", "unit", "ECS", "OCSF", "meaning")
 
 def _one(schema: Schema) -> list[str]:
     own = [field for field in schema.fields if field not in COMMON]
-    rows: list[Row] = [(_key(f), _type(f), f.unit, _code(f.ecs), _code(f.ocsf), f.meaning) for f in own]
+    rows = [_row(field, schema.may_be_nil(field)) for field in own]
     rows += [
         (_code(p.name), f"{p.type} or nil", f"up to `caps.{p.cap}`", _code(p.ecs), _code(p.ocsf), p.meaning)
         for p in schema.promises
     ]
-    surfaces = "; ".join(
-        " ".join(
-            filter(
-                None, (s.name, *map(_code, s.hooks), f"(off unless asked for: {s.cost})" if s.cost else "")
-            )
-        )
-        for s in schema.surfaces
-    )
-    said = f"{schema.summary} Surfaces, in order: {surfaces}. ECS: {schema.ecs}. OCSF: {schema.ocsf}."
-    return [said, _table(HEAD, rows)] if rows else [said]
+    said = f"{schema.summary} ECS: {schema.ecs}. OCSF: {schema.ocsf}."
+    surfaces = "\n".join(f"{number}. {_surface(s)}" for number, s in enumerate(schema.surfaces, 1))
+    return [part for part in (said, surfaces, _table(HEAD, rows) if rows else "") if part]
 
 
-def _key(field: Field) -> str:
-    return _code(".".join(field.path))
+def _surface(surface: Surface) -> str:
+    parts = [
+        " ".join((f"**{surface.name}**", *map(_code, (*surface.before, *surface.hooks)))),
+        f"nil in its records: {', '.join(map(_code, surface.without))}" if surface.without else "",
+        f"unseen: {surface.blind}" if surface.blind else "",
+        f"off unless asked for: {surface.cost}" if surface.cost else "",
+    ]
+    return "; ".join(filter(None, parts))
 
 
-def _type(field: Field) -> str:
-    return field.type if field.nil is None else f"{field.type} or nil"
+def _row(field: Field, may_be_nil: bool) -> Row:
+    kind = f"{field.type} or nil" if may_be_nil else field.type
+    key = _code(".".join(field.path))
+    return key, kind, field.unit, _code(field.ecs), _code(field.ocsf), field.meaning
 
 
 PARTS: Final[Mapping[str, Callable[[], str]]] = {"kinds": _kinds, "heads": _heads, "record": _record}

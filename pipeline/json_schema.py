@@ -27,11 +27,19 @@ _TEXT: Final = {
 _INTEGER: Final = {"type": "integer"}
 _TYPES: Final[dict[str, dict[str, Any]]] = {
     **{name: {"type": kind} for name, (_, _, kind) in TYPES.items()},
+    "tag": {"type": "string", "pattern": "^[0-9a-f]{16}$"},
     "i64": _INTEGER,
     "comm": _TEXT,
     "text": _TEXT,
     "bytes": _TEXT,
-    "audit": {"type": "array"},
+    "audit": {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "properties": {"type": {"type": "string"}, "fields": {"type": "object"}},
+            "required": ["type", "fields"],
+        },
+    },
     "strings": {"type": "array", "items": _TEXT},
     "map": {"type": "object"},
     "ancestry": {
@@ -56,7 +64,7 @@ def json_schema(schema: Schema) -> dict[str, Any]:
         _put(root, item.path, _described(item.type, item.meaning, item.nil), required=not item.optional)
     for field in schema.fields:
         meaning = f"{field.meaning} ({field.unit})" if field.unit else field.meaning
-        _put(root, field.path, _described(field.type, meaning, field.nil is not None))
+        _put(root, field.path, _described(field.type, meaning, schema.may_be_nil(field)))
     for path in entities(schema):
         _put(root, (*path, "id"), _described("text", "a process's id: see process.id", False))
     for promise in schema.promises:

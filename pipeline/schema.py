@@ -23,6 +23,7 @@ from pipeline.chunk import PAYLOAD, STRIDE
 __all__ = [
     "COMMON",
     "KINDS",
+    "VARYING",
     "Field",
     "Promise",
     "Schema",
@@ -195,6 +196,11 @@ class Schema:
         """Names of the fields and promises that a surface does not show."""
         entry = self.surface(surface)
         return frozenset(entry.without if entry else ())
+
+    def may_be_nil(self, field: Field) -> bool:
+        """Whether records may have nil for a field: unknown, none, or not shown by their surface."""
+        is_hidden = any(field.name in surface.without for surface in self.surfaces)
+        return field.nil is not None or field.type == "ip" or is_hidden
 
 
 def load(folder: Path = FOLDER) -> dict[str, Schema]:

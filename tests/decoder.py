@@ -29,6 +29,8 @@ CODES: Final = {
     "u64": "Q",
     "i64": "q",
     "comm": "16s",
+    "ip": "20s",
+    "tag": "8s",
     "promise": "II",
 }
 Value = int | bytes | tuple[int, ...]
@@ -79,7 +81,7 @@ def _kinds() -> dict[int, Kind]:
 CHUNK: Final = layout("## The chunk")
 KINDS: Final = _kinds()
 BOOKS: Final = layout("## The books in the kernel")
-KIND_BOOKS: Final = layout("Each kind's 64 bytes:")
+KIND_BOOKS: Final = layout("Each kind's 80 bytes:")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def test_made_parts_are_current(name: str) -> None:
 def test_a_stale_document_is_found_and_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docs, "DOCS", tmp_path)
     for name in docs.FILES:
-        (tmp_path / name).write_text("before\n<!-- kinds: made -->\nold\n<!-- end -->\nafter\n")
+        (tmp_path / name).write_text("before\n<!-- kinds: made -->\nout of date\n<!-- end -->\nafter\n")
     assert docs.main([]) == 1
     assert docs.main(["--write"]) == 0
     assert docs.main([]) == 0
@@ -35,7 +35,7 @@ def test_a_stale_document_is_found_and_renewed(tmp_path: Path, monkeypatch: pyte
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "| `exec_failed` |" in text
-    assert "old" not in text
+    assert "out of date" not in text
 
 
 def test_record_names_every_key() -> None:

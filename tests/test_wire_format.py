@@ -15,7 +15,7 @@ from pipeline.event import UNKNOWN, Batch, Pass, settle
 from pipeline.kernel.layout import BOOKS
 from pipeline.kernel.ring import Ring, RingMemory
 from pipeline.ledger import RingBooks
-from pipeline.schema import KINDS, Schema, by_number
+from pipeline.schema import KINDS, VARYING, Schema, by_number
 from pipeline.stages.assemble import EXPIRY, Assemble
 from pipeline.stages.merge import Merge
 from tests import decoder
@@ -164,7 +164,7 @@ def _event(batch: Batch, row: int) -> decoder.Event:
         shown = batch.stream[first : first + seen].tobytes()
         promises[name] = decoder.Promise(how.state, how.of, how.have, shown, how.parts)
     fields = {
-        field.name: view[field.name].tobytes() if field.type == "comm" else int(view[field.name])
+        field.name: view[field.name].tobytes() if field.type in VARYING else int(view[field.name])
         for field in schema.fields
     }
     return decoder.Event(int(head["id"]), schema.name, fields, promises)
