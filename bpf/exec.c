@@ -21,6 +21,7 @@ static __always_inline void remember_hidden(struct books *book, struct identity_
 {
     u64 hidden = __sync_fetch_and_add(&book->hidden, 1);
     remember(book, key, HIDDEN | EVENT_ID(ring, hidden), flags);
+    know_exec(HIDDEN | EVENT_ID(ring, hidden), flags);
 }
 
 // A tail call before the head fell through.
@@ -174,6 +175,7 @@ PROGRAM(exec_emit)
     int sent = head_send(stream, book, kind, ring, head, s->buffer, ROOM_exec, s->faults);
     struct identity_key key = {.start = head->start / TICK, .pid = head->pid};
     remember(book, &key, stream->id, s->flags);
+    know_exec(stream->id, s->flags);
     if (sent != HEAD_AND_MORE)
         return 0;
     calls_exec.call(ctx, CALL_exec_stream);

@@ -25,6 +25,7 @@ PROGRAM(on_exit)
         return 0;
 
     void *leader = leader_of(task);
+    know_end(leader);
     struct identity_key key;
     struct identity copy = {};
     key_of(&key, leader);

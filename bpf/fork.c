@@ -27,6 +27,7 @@ PROGRAM(on_fork)
     struct identity *self = identities.lookup(&key);
     if (self)
         remember(book, &child_key, self->exec_id, self->flags);
+    know_child(self, leader, child, &child_key, child_start, flags);
     if (!wanted(set, kind, KIND_fork, self ? self->flags : 0))
         return 0;
 

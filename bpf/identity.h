@@ -115,3 +115,120 @@ static __always_inline void fill_common(struct payload_common *head, struct sett
     head->parent_start = LOAD(task_struct, start_boottime, parent);
     head->parent_pid = key.pid;
 }
+
+// What perf and audit records say of a process is its pid alone, and it may have ended when they are read. So what is known of it
+// is kept by pid, beyond its end, until the place is wanted. What changed since its last exec without having been seen is marked
+// as unknown when it ends: 0, NOBODY, NAMELESS. (kernel/who.py reads this.)
+#ifdef WITH_pids
+#define NOBODY 0xffffffff
+#define NAMELESS 0xff00 // the first bytes of a comm: an empty one ends there
+#define CLONE_PARENT 0x8000
+#define CLONE_INTO_CGROUP 0x200000000ULL
+
+struct known {
+    u64 start;
+    u64 exec_id, exec_time;     // what it runs, and since when
+    u64 before_id, before_time; // what it ran before
+    u64 parent_start, parent_exec_id;
+    u64 cgroup, flags, ended;
+    u32 parent_pid, ns_pid, uid, gid, before_uid, before_gid;
+    u64 comm[2];
+};
+
+BPF_TABLE("lru_hash", u32, struct known, pids, 16384);
+
+static __always_inline void know_parent(struct known *known, void *parent)
+{
+    struct identity_key key = {};
+    known->parent_start = READ(task_struct, start_boottime, parent);
+    known->parent_pid = READ(task_struct, tgid, parent);
+    key.pid = known->parent_pid;
+    key.start = known->parent_start / TICK;
+    struct identity *found = identities.lookup(&key);
+    known->parent_exec_id = found ? found->exec_id : 0;
+}
+
+static __always_inline void know_current(struct known *known)
+{
+    u32 zero = 0;
+    struct settings *set = settings.lookup(&zero);
+    u64 owner = bpf_get_current_uid_gid();
+    known->uid = owner;
+    known->gid = owner >> 32;
+    known->cgroup = set ? cgroup_of(set) : 0;
+    bpf_get_current_comm(known->comm, sizeof(known->comm));
+}
+
+// A new process, made by the current one.
+static __always_inline void know_child(struct identity *self, void *leader, void *child, struct identity_key *key, u64 start,
+                                       u64 clone)
+{
+    u32 pid = key->pid;
+    struct known known = {.start = start, .exec_time = start};
+    know_current(&known);
+    if (clone & CLONE_INTO_CGROUP)
+        known.cgroup = 0;
+    if (self) {
+        known.exec_id = self->exec_id;
+        known.flags = self->flags;
+    }
+    known.ns_pid = ns_pid_of(child, pid);
+    u64 parent = (u64)leader;
+    if (clone & CLONE_PARENT)
+        parent = READ(task_struct, group_leader, READ(task_struct, real_parent, leader));
+    know_parent(&known, (void *)parent);
+    pids.update(&pid, &known);
+}
+
+// The current process runs another program from now on.
+static __always_inline void know_exec(u64 exec_id, u64 flags)
+{
+    void *leader = leader_of((void *)bpf_get_current_task_btf());
+    u32 pid = LOAD(task_struct, tgid, leader);
+    u64 start = LOAD(task_struct, start_boottime, leader);
+    struct known known = {.start = start, .before_uid = NOBODY, .before_gid = NOBODY};
+    struct known *old = pids.lookup(&pid);
+    if (old && old->start == start) {
+        known.before_id = old->exec_id;
+        known.before_time = old->exec_time;
+        known.before_uid = old->uid;
+        known.before_gid = old->gid;
+    }
+    know_current(&known);
+    known.ns_pid = ns_pid_of(leader, pid);
+    know_parent(&known, leader_of((void *)LOAD(task_struct, real_parent, leader)));
+    known.exec_id = exec_id;
+    known.exec_time = bpf_ktime_get_boot_ns();
+    known.flags = flags;
+    pids.update(&pid, &known);
+}
+
+// The current process ends.
+static __always_inline void know_end(void *leader)
+{
+    u32 pid = LOAD(task_struct, tgid, leader);
+    struct known now = {}, *known = pids.lookup(&pid);
+    if (!known || known->start != LOAD(task_struct, start_boottime, leader))
+        return;
+    know_current(&now);
+    know_parent(&now, leader_of((void *)LOAD(task_struct, real_parent, leader)));
+    bpf_probe_read_kernel(now.comm, sizeof(now.comm), AT(task_struct, comm, leader));
+    if (known->uid != now.uid)
+        known->uid = NOBODY;
+    if (known->gid != now.gid)
+        known->gid = NOBODY;
+    if (known->cgroup != now.cgroup)
+        known->cgroup = 0;
+    if (known->parent_pid != now.parent_pid || known->parent_start != now.parent_start)
+        known->parent_pid = 0;
+    if (known->comm[0] != now.comm[0] || known->comm[1] != now.comm[1]) {
+        known->comm[0] = NAMELESS;
+        known->comm[1] = 0;
+    }
+    known->ended = bpf_ktime_get_boot_ns();
+}
+#else
+#define know_child(...)
+#define know_exec(...)
+#define know_end(...)
+#endif

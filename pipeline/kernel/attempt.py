@@ -88,11 +88,8 @@ class Attempt:
             self.pinned[f"ring_{ring}"] = own_ring.create(size, f"ring_{surface}")
             self.rings[ring] = size
         self.pinned["map_checkpoint"] = bpf.create_array(AREA_SIZE, 1, "checkpoint")
-        tables = [f"calls_{kind}" for kind, surface in choice.items() if surface.parts]
-        if self._has_sys_exit:
-            tables.append("calls_sys_exit")
-        for name in (*MAPS, *tables):
-            self.pinned[f"map_{name}"] = self.compiled.map(name)
+        self._maps = {f"map_{name}": self.compiled.map(name) for name in self._names()}
+        self.pinned |= self._maps
 
     def tap(self, kinds: Collection[str], pipeline: Identity | None) -> list[Hook]:
         """Attach everything and prove it. `kinds` are reported, save those of `pipeline`'s own doing (I8)."""
@@ -116,11 +113,18 @@ class Attempt:
 
     def close(self) -> None:
         """Detach everything."""
-        maps = {self.compiled.map(name) for name in MAPS}
-        for name in sorted(self.pinned):  # links first
-            if self.pinned[name] not in maps and not name.startswith("map_calls"):
-                os.close(self.pinned[name])
+        for name in sorted(self.pinned.keys() - self._maps.keys()):  # links first; maps are bcc's to close
+            os.close(self.pinned[name])
         self.pinned.clear()
+
+    def _names(self) -> Iterator[str]:
+        """Maps of the compiled unit that outlive this process."""
+        yield from MAPS
+        yield from (f"calls_{kind}" for kind, surface in self._choice.items() if surface.parts)
+        if self._has_sys_exit:
+            yield "calls_sys_exit"
+        if any(surface.name in OWN_RINGS for surface in self._choice.values()):
+            yield "pids"
 
     @property
     def _has_sys_exit(self) -> bool:

@@ -32,9 +32,9 @@ class Feed(Protocol):
         """The source goes to sleep (True) or is awake again (False): only a sleeper has to be woken."""
         ...
 
-    def pump(self, now: int) -> None:
+    def pump(self, now: int, *, last: bool = False) -> None:
         """Put what came and is older than `now` (ns since boot, read just before) into the ring, in order of
-        time, and publish it.
+        time, and publish it. After the `last` call nobody asks again: nothing may be held back.
         """
         ...
 

@@ -67,7 +67,7 @@ class Rings:
     def stop(self, *, drain: bool) -> None:
         """End. `drain`: read what is in the rings first (nothing fills them any more)."""
         if self._feeds and not self._stop:
-            self._feed(self._now()[0])  # what they hold would be lost with their descriptors
+            self._feed(self._now()[0], last=True)  # what they hold would be lost with their descriptors
         self._stop, self._drain = True, drain
         self._awake.set()
 
@@ -130,9 +130,9 @@ class Rings:
         waiting = not self._stop and any(feed.waits for feed in self._feeds)
         return not waiting and all(ring.idle for ring in self.rings.values())
 
-    def _feed(self, now: int) -> None:
+    def _feed(self, now: int, *, last: bool = False) -> None:
         for feed in self._feeds:
-            feed.pump(now)
+            feed.pump(now, last=last)
 
     def _look(self) -> Pass:
         boottime, clock = self._now()

@@ -345,7 +345,7 @@ class Source:
     def __init__(self, world: World) -> None:
         self.world = world
         self.descriptors = [os.eventfd(0, os.EFD_NONBLOCK)]
-        self.waits = self.listening = False
+        self.waits = self.listening = self.ended = False
         self.coming: list[int] = []
         self.asked: list[int] = []
 
@@ -353,7 +353,9 @@ class Source:
         assert on != self.listening
         self.listening = on
 
-    def pump(self, now: int) -> None:
+    def pump(self, now: int, *, last: bool = False) -> None:
+        assert not self.ended, "asked after the last time"
+        self.ended = last
         self.asked.append(now)
         while self.coming:
             self.world.write(1, self.coming.pop(0))
