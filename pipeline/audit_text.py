@@ -18,7 +18,7 @@ from typing import Any, Final
 from pipeline.audit_types import EXECVE, type_name
 from pipeline.utf8 import text
 
-__all__ = ["Fields", "Mask", "parse"]
+__all__ = ["Fields", "Mask", "parse", "plain"]
 
 Fields = dict[str, Any]
 """Key → text (bytes where it is no UTF-8), nil for `(null)`, a list of such, or a map. A key that came more
@@ -84,7 +84,7 @@ def _take(arguments: dict[int, list[bytes]], key: bytes, value: bytes, limit: in
     if not found or int(found[1]) >= limit:
         return False
     if found[2] != b"_len":
-        arguments.setdefault(int(found[1]), []).append(_plain(value, encoded=True) or b"")
+        arguments.setdefault(int(found[1]), []).append(plain(value, encoded=True) or b"")
     return True
 
 
@@ -103,21 +103,21 @@ def _fields(pairs: Iterable[tuple[bytes, bytes]], mask: Mask, within: bytes = b"
 def _shown(key: bytes, value: bytes, mask: Mask, within: bytes) -> Any:
     if key == b"msg" and not within and value[:1] == b"'":
         # What a program in user space said of itself stays apart from what the kernel says of that program.
-        return _fields(_scan(_plain(value, encoded=False) or b""), mask, within=key)
+        return _fields(_scan(plain(value, encoded=False) or b""), mask, within=key)
     if key == b"saddr" and _HEX.fullmatch(value):
         return _address(bytes.fromhex(value.decode()))
-    plain = _plain(value, encoded=key in _ENCODED)
-    if plain is None:
+    decoded = plain(value, encoded=key in _ENCODED)
+    if decoded is None:
         return None
     if key == b"proctitle":
-        return [text(mask(part)) for part in plain.split(b"\0")]
-    shown = text(mask(plain) if key == b"cmd" else plain)
+        return [text(mask(part)) for part in decoded.split(b"\0")]
+    shown = text(mask(decoded) if key == b"cmd" else decoded)
     if key == b"key" and isinstance(shown, str) and _KEYS in shown:
         return shown.split(_KEYS)
     return shown
 
 
-def _plain(value: bytes, *, encoded: bool) -> bytes | None:
+def plain(value: bytes, *, encoded: bool) -> bytes | None:
     """A value without its quotes, or decoded; None: the kernel had none."""
     quote = value[:1]
     if quote in (b'"', b"'"):

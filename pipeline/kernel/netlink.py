@@ -1,6 +1,6 @@
 """The audit system's netlink: listening beside a running auditd, and asking the kernel how it is.
 
-Listening is a multicast group, "best effort": what finds no room in the socket is lost, and the kernel says so
+Listening is a multicast group, "best effort": what finds no room in the socket is lost; the kernel says so
 (ENOBUFS). The one unicast socket, auditd's, is never touched, and nobody's pid is set. All errors are OSError
 with the kernel's errno.
 """

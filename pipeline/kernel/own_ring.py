@@ -22,7 +22,7 @@ import mmap
 import os
 import struct
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, Literal
 
 import numpy as np
@@ -103,6 +103,7 @@ class OwnRing:
         data: Mapping[str, bytes | None],
         time: int,
         flags: int = 0,
+        beginnings: Collection[str] = (),
     ) -> bool:
         """One event of `time` (ns since boot). False: no space; it is a drop, and lost.
 
@@ -113,7 +114,7 @@ class OwnRing:
         if form is None:
             form = self._forms[schema.number] = _Form(schema, self._caps)
         self._kinds["attempted"][schema.number] += 1
-        pairs, faults, stream = form.promises(data)
+        pairs, faults, stream = form.promises(data, beginnings)
         whole = len(stream) <= schema.room
         parts = 1 if whole else 1 + -(-len(stream) // PAYLOAD)
         sequence = self._sequence
@@ -180,7 +181,9 @@ class _Form:
         """The payload up to `room`."""
         return self._struct.pack(*{**self._unknown, **values}.values(), *pairs)
 
-    def promises(self, data: Mapping[str, bytes | None]) -> tuple[list[int], int, bytes]:
+    def promises(
+        self, data: Mapping[str, bytes | None], beginnings: Collection[str]
+    ) -> tuple[list[int], int, bytes]:
         """{of, have} of each, the bits of those that could not be read, and the stream."""
         pairs: list[int] = []
         kept: list[bytes] = []
@@ -191,7 +194,7 @@ class _Form:
                 faults |= 1 << bit
                 pairs += (UNKNOWN, 0)
             else:
-                pairs += (len(value), min(len(value), cap))
+                pairs += (UNKNOWN if name in beginnings else len(value), min(len(value), cap))
                 kept.append(value[:cap])
         return pairs, faults, b"".join(kept)
 

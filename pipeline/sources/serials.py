@@ -23,6 +23,8 @@ EXPIRY: Final = 2_000_000_000
 """ns that an event may take; auditd's own patience."""
 OPEN: Final = 4096
 """Events that may be open at once; beyond that the oldest goes."""
+TORN: Final = 100_000_000
+"""ns after an overrun until events that begin are whole again."""
 _STAMP: Final = re.compile(rb"audit\((\d{1,12})\.(\d{3}):(\d{1,10})\): ?")
 _SERIALS: Final = 1 << 32
 
@@ -48,14 +50,11 @@ class Joined:
 
 
 class Serials:
-    """The events that are open, by serial.
-
-    torn: set it while records may be missing among those that are fed.
-    """
+    """The events that are open, by serial."""
 
     def __init__(self, expiry: int = EXPIRY, limit: int = OPEN) -> None:
-        self.torn = False
         self._expiry, self._limit = expiry, limit
+        self._torn = 0
         self._open: OrderedDict[bytes, Joined] = OrderedDict()
         self._numbers = _Numbers(limit)
 
@@ -65,10 +64,9 @@ class Serials:
         return next(iter(self._open.values())).time if self._open else None
 
     @property
-    def due(self) -> int | None:
-        """When `expire` will have something to do."""
-        oldest = self.oldest
-        return None if oldest is None else oldest + self._expiry
+    def settled(self) -> bool:
+        """No event is open, and of all numbers it is known whether they came."""
+        return not self._open and self._numbers.certain
 
     def feed(self, number: int, text: bytes, now: int) -> Iterator[Joined]:
         """Take a record of a type that came at `now`; yields events that are over."""
@@ -81,7 +79,7 @@ class Serials:
                 self._numbers.take(event.serial)
             if number != EOE:
                 self._open[key] = event
-        event.whole &= not self.torn
+        event.whole &= now >= self._torn
         if number != EOE:
             event.records.append((number, text))
         if number == EOE or not stamp or _alone(number):
@@ -91,9 +89,15 @@ class Serials:
         elif len(self._open) > self._limit:
             yield self._give_up()
 
+    def overran(self, now: int) -> None:
+        """Records were lost: some that would have come before now, or soon will not."""
+        self._torn = now + TORN
+        for event in self._open.values():
+            event.whole = False
+
     def expire(self, now: int) -> Iterator[Joined]:
         """Events that took too long."""
-        while (due := self.due) is not None and due <= now:
+        while (oldest := self.oldest) is not None and oldest + self._expiry <= now:
             yield self._give_up()
 
     def finish(self) -> Iterator[Joined]:
@@ -139,6 +143,11 @@ class _Numbers:
             self._highest = serial
         elif -ahead < self._window and _distance(self._first, serial) > 0:
             self._gaps -= 1
+
+    @property
+    def certain(self) -> bool:
+        """See Serials.settled."""
+        return self._gaps == self._before
 
     def missing(self) -> int:
         """See Serials.missing."""

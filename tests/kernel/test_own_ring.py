@@ -201,6 +201,15 @@ def test_a_kill_while_publishing_leaves_all_or_nothing(
     assert world.balanced()
 
 
+def test_a_promise_can_be_a_beginning(world: World) -> None:
+    for size in (0, 10, 5 * STRIDE):
+        assert world.writer.put(MMAP, {}, {"path": path(size)}, 1, beginnings=["path"])
+    world.writer.publish(1)
+    heads = world.all[world.all["part"] == 0].copy().view(MMAP.dtype)
+    assert heads["path_of"].tolist() == [UNKNOWN] * 3
+    assert heads["path_have"].tolist() == [0, 10, 5 * STRIDE]
+
+
 def test_time_without_a_reader_is_booked(world: World) -> None:
     world.writer.opened(START * 1000 + 50)
     world.writer.publish(START * 1000 + 60)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.audit_types import EOE, SYSCALL
-from pipeline.sources.serials import EXPIRY, Joined, Serials
+from pipeline.sources.serials import EXPIRY, TORN, Joined, Serials
 from tests.audit_writer import stamp
 
 PATH, CONFIG, USER = 1302, 1305, 1105
@@ -44,7 +44,9 @@ def test_interleaved_events_come_out_whole(sizes: list[int], data: st.DataObject
     assert {e.serial: e.records for e in events} == {s: each[:-1] for s, each in waiting.items()}
     assert all(e.whole and e.time == first[e.serial] for e in events)
     assert {e.audit_time for e in events} == {1_795_409_857_274_000_000}
-    assert serials.oldest is serials.due is None
+    assert serials.oldest is None
+    assert serials.missing() == 0
+    assert serials.settled
     assert not list(serials.finish())
     assert serials.missing() == serials.missing() == 0
 
@@ -66,7 +68,7 @@ def test_messages_of_user_space_are_alone() -> None:
 def test_a_record_outside_of_a_system_call_waits_and_is_whole() -> None:
     serials = Serials()
     assert not list(serials.feed(CONFIG, stamp(1), 10))
-    assert serials.due == 10 + EXPIRY
+    assert (serials.oldest, serials.settled) == (10, False)
     assert not list(serials.expire(9 + EXPIRY))
     (event,) = serials.expire(10 + EXPIRY)
     assert event.whole
@@ -92,25 +94,23 @@ def test_the_oldest_goes_when_too_many_are_open() -> None:
 
 def test_what_an_overrun_may_have_torn_is_not_whole() -> None:
     serials = Serials()
-    before = fed(serials, records(1, 2))
-    assert not list(serials.feed(*records(2, 2)[0], 1))
-    serials.torn = True
-    during = fed(serials, records(2, 2)[1:])
-    assert not list(serials.feed(*records(3, 1)[0], 1))
-    serials.torn = False
-    after = fed(serials, records(3, 1)[1:]) + fed(serials, records(4, 1))
-    assert [(e.serial, e.whole) for e in before + during + after] == [
-        (1, True),
-        (2, False),
-        (3, False),
-        (4, True),
-    ]
+    events = fed(serials, records(1, 2))
+    assert not list(serials.feed(*records(2, 2)[0], 10))
+    serials.overran(11)
+    assert not list(serials.feed(CONFIG, stamp(5), 12))
+    events += fed(serials, records(2, 2)[1:], 12)
+    events += fed(serials, records(3, 1), 10 + TORN)
+    events += fed(serials, records(4, 1), 11 + TORN)
+    events += serials.finish()
+    assert [(e.serial, e.whole) for e in events] == [(1, True), (2, False), (3, False), (4, True), (5, False)]
 
 
 def test_serials_that_never_came_are_counted_once() -> None:
     serials = Serials()
     fed(serials, [r for serial in (10, 11, 15, 13) for r in records(serial, 1)])
+    assert not serials.settled
     assert serials.missing() == 0, "they may still come"
+    assert serials.settled
     assert serials.missing() == 2
     assert serials.missing() == 0
     fed(serials, [r for serial in (16, 20) for r in records(serial, 1)])
