@@ -166,11 +166,14 @@ def surfaces(config: Config) -> list[Finding]:
 
 
 def judge(config: Config, tried: Sequence[Hook]) -> Iterator[Finding]:
-    """What the probe's answers mean: an event that is wanted needs one surface that works."""
+    """What the probe's answers mean: an event that was asked for needs one surface that works; so do those that
+    keep identities true.
+    """
     working = {hook.event for hook in tried if hook.works}
     for name, schema in by_name().items():
         is_free = any(not surface.cost for surface in schema.surfaces)
-        is_wanted = name in config.events if config.events else is_free
+        is_wanted = config.names(name) if config.events else is_free
+        unwell: Status = "fail" if name in config.events or (is_wanted and schema.always) else "warn"
         hooks = [hook for hook in tried if hook.event == name]
         for hook in hooks:
             answer = " ".join((hook.surface, *hook.hooks)) + f": {hook.answer}"
@@ -178,14 +181,13 @@ def judge(config: Config, tried: Sequence[Hook]) -> Iterator[Finding]:
                 yield Finding(name, "ok", answer, hook.cost if hook.works else "another surface serves")
             elif is_wanted:
                 advice = f"leave {name} out of --events, or boot a kernel that allows it"
-                yield Finding(name, "fail", answer, advice)
+                yield Finding(name, unwell, answer, advice)
             else:
                 yield Finding(name, "warn", answer, "not asked for; this host cannot give it")
         if not hooks and is_wanted:
             names = ", ".join(surface.name for surface in schema.surfaces)
-            yield Finding(
-                name, "fail", f"has no surface {config.surface}", f"take --surface auto, or {names}"
-            )
+            advice = f"take --surface auto, or {names}"
+            yield Finding(name, unwell, f"has no surface {config.surface}", advice)
         elif not hooks:
             cost = "; ".join(surface.cost for surface in schema.surfaces if surface.cost)
             yield Finding(name, "ok", "off, not tried: --events did not name it", cost)

@@ -13,6 +13,7 @@ from pipeline import check
 from pipeline.check import Finding
 from pipeline.config import Config, load
 from pipeline.kernel.manifest import Hook
+from pipeline.schema import by_name
 
 
 def config(**flags: Any) -> Config:
@@ -75,23 +76,34 @@ def test_disk(tmp_path: Path) -> None:
 
 
 def hook(event: str, works: bool, surface: str = "tracepoint", cost: str = "") -> Hook:
-    return Hook(event, surface, "hook", "program", works, "as the kernel says", cost)
+    return Hook(event, surface, {"lsm/hook": "program"}, works, "as the kernel says", cost)
 
 
-ALL = [hook(name, True) for name in ("exec", "fork", "exit", "process")]
+NAMES = [name for name, schema in by_name().items() if any(not s.cost for s in schema.surfaces)]
+ALL = [hook(name, True) for name in NAMES]
 
 
 def judged(tried: list[Hook], **flags: Any) -> dict[str, Finding]:
     return {finding.what: finding for finding in check.judge(config(**flags), tried)}
 
 
-def test_an_event_that_is_wanted_needs_a_surface() -> None:
+def without(name: str) -> list[Hook]:
+    return [hook(h.event, h.event != name) for h in ALL]
+
+
+def test_an_event_that_keeps_identities_needs_a_surface() -> None:
     assert {finding.status for finding in judged(ALL).values()} == {"ok"}
-    assert judged(ALL)["exec"].answer == "tracepoint hook: as the kernel says"
-    without_exit = [hook(h.event, h.event != "exit") for h in ALL]
-    assert judged(without_exit)["exit"].status == "fail"
-    assert judged(without_exit, events="exec")["exit"].status == "warn"
-    assert judged(ALL[:3])["process"].status == "fail"
+    assert judged(ALL)["exec"].answer == "tracepoint lsm/hook: as the kernel says"
+    assert judged(without("exit"))["exit"].status == "fail"
+    assert judged(without("exit"), events="exec")["exit"].status == "warn"
+
+
+def test_an_event_that_was_asked_for_needs_a_surface() -> None:
+    nothing = [h for h in ALL if h.event != "process"]
+    for tried in (without("process"), nothing):
+        assert judged(tried)["process"].status == "warn"
+        assert judged(tried, events="all")["process"].status == "warn"
+        assert judged(tried, events="process")["process"].status == "fail"
 
 
 def test_a_surface_that_serves_excuses_another() -> None:
@@ -114,7 +126,7 @@ def test_costly_events_are_off_unless_named_and_say_their_cost() -> None:
 
 
 def test_a_surface_that_an_event_does_not_have() -> None:
-    found = judged([ALL[3]], surface="perf")["exec"]
+    found = judged([hook("process", True)], surface="perf")["exec"]
     assert (found.status, found.answer) == ("fail", "has no surface perf")
     assert found.advice == "take --surface auto, or tracepoint"
 

@@ -25,8 +25,8 @@ def manifest(tmp_path: Path) -> Manifest:
         entries=4,
         kinds=["exec", "exit"],
         hooks=[
-            Hook("exec", "lsm", "bprm", "on_bprm", False, "refused"),
-            Hook("exec", "tracepoint", "sched_process_exec", "on_exec", True, "proven"),
+            Hook("exec", "lsm", {"lsm/bprm_creds_for_exec": ""}, False, "refused"),
+            Hook("exec", "tracepoint", {"raw_tp/sched_process_exec": "program_exec-x"}, True, "proven"),
         ],
         processes=5,
     )
