@@ -27,6 +27,7 @@ from pipeline.schema import (
     families,
     load,
 )
+from tests.btf_types import encoded
 
 HEAD = STRIDE - PAYLOAD
 HEADER_MEMBERS = ("sequence", "id", "time", "part", "parts", "kind", "size", "flags", "faults")
@@ -43,7 +44,7 @@ def offsets(schemas: Mapping[str, Schema], folder: Path) -> dict[str, int]:
     structs = ["chunk", *(f"payload_{name}" for name in schemas)]
     (folder / "asked.c").write_text(
         "#include <linux/types.h>\n#include <stddef.h>\n#include <stdio.h>\n"
-        + generate(Btf([]), schemas, folder=folder / "no programs")
+        + generate(Btf(encoded([])), "", (), {}, schemas)
         + "int main(void)\n{\n"
         + "".join(
             f'    printf("{name} %zu\\n", offsetof(struct {name.replace(".", ", ", 1)}));\n' for name in asked
@@ -118,20 +119,25 @@ def test_values_come_back_through_the_view() -> None:
         view = chunk.view(schema.dtype)
         names = [name for name in schema.dtype.names or () if name != "room"]
         for i, name in enumerate(names, 1):
-            view[name] = np.void(bytes([i]) * 16) if name == "comm" else i % 200
+            view[name] = (
+                np.void(bytes([i]) * view[name].itemsize) if view[name].dtype.kind == "V" else i % 200
+            )
         view["room"] = 0xFF
         for i, name in enumerate(names, 1):
             value = view[name][0]
-            assert (value.tobytes() == bytes([i]) * 16) if name == "comm" else (value == i % 200), name
+            wanted = bytes([i]) * value.nbytes if value.dtype.kind == "V" else i % 200
+            assert (value.tobytes() if value.dtype.kind == "V" else value) == wanted, name
         assert not chunk["length"].any(), "the header is left alone"
         assert not chunk["faults"].any()
 
 
 def test_the_kinds_there_are() -> None:
-    assert list(by_name()) == ["exec", "exec_failed", "fork", "exit", "process"]
+    assert {f"{name}.toml" for name in by_name()} | {"common.toml"} == {p.name for p in FOLDER.glob("*.toml")}
+    assert list(by_name())[:5] == ["exec", "exec_failed", "fork", "exit", "process"]
     assert by_number() == {schema.number: schema for schema in by_name().values()}
     assert all(0 < number < KINDS for number in by_number())
-    assert families() == {"process": tuple(by_name().values())}
+    placed = {kind.name: name for name, kinds in families().items() for kind in kinds}
+    assert placed == {kind.name: kind.family for kind in by_name().values()}
     assert by_name()["exec"].title == "exec/1"
 
 
@@ -145,6 +151,25 @@ def test_what_a_schema_takes_over() -> None:
     }
     assert kinds["process"].surface("proc") is not None
     assert kinds["process"].surface("tracepoint") is None
+
+
+def surface(name: str, more: str) -> str:
+    return f'[[surfaces]]\nname = "{name}"\n{more}\n'
+
+
+def test_surfaces_as_a_file_says_them(tmp_path: Path) -> None:
+    hooks = (
+        'hooks = { "lsm/a" = "one", "fexit/b" = "two" }\nbefore = { "lsm/c" = "three" }\nparts = ["p", "q"]'
+    )
+    more = field("x") + surface("lsm", hooks) + surface("perf", 'without = ["x"]\nblind = "much"')
+    schema = load(folder(tmp_path, {"one": good(more=more)}))["one"]
+    first, second = schema.surfaces
+    assert (first.name, list(first.hooks.items())) == ("lsm", [("lsm/a", "one"), ("fexit/b", "two")])
+    assert (dict(first.before), first.parts) == ({"lsm/c": "three"}, ("p", "q"))
+    assert (second.hooks, second.parts, second.without, second.blind) == ({}, (), ("x",), "much")
+    assert schema.surface("lsm") is first
+    assert schema.hidden("perf") == {"x"}
+    assert schema.hidden("lsm") == schema.hidden(None) == frozenset()
 
 
 # ---- bad files
@@ -202,7 +227,12 @@ def test_a_good_folder_is_read(tmp_path: Path) -> None:
         ({"one": good(more='[[fields]]\nname = "x"\ntype = "u8"\n')}, r"schemas/one\.toml: .*'meaning'"),
         ({"one": good(more=promise("x", "blob"))}, r"promise x: type is one of text, bytes, strings"),
         ({"one": good(more='[[promises]]\nname = "x"\n')}, r"schemas/one\.toml: the key 'type' is missing"),
-        ({"one": good(more='[[surfaces]]\nhook = "x"\n')}, r"schemas/one\.toml: .*'name'"),
+        ({"one": good(more="[[surfaces]]\nhooks = {}\n")}, r"schemas/one\.toml: .*'name'"),
+        ({"one": good(more='[[surfaces]]\nhook = "x"\n')}, r"schemas/one\.toml: .*'hook'"),
+        (
+            {"one": good(more='[[surfaces]]\nname = "lsm"\nwithout = ["x"]\n')},
+            r"schemas/one\.toml: lsm is without x: no such field",
+        ),
         ({"one": good(more=field("pid"))}, r"schemas/one\.toml: the name pid is taken twice"),
         ({"one": good(more=field("x") + promise("x"))}, r"schemas/one\.toml: the name x is taken twice"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -10,15 +11,17 @@ import pytest
 from pipeline.chunk import HEADER, STRIDE
 from pipeline.errors import UserError
 from pipeline.kernel.btf import Btf, Place
-from pipeline.kernel.source import BPF, FIELD_TAG, generate, unit, uses
-from pipeline.schema import by_name
+from pipeline.kernel.calls import NUMBERS, TABLE
+from pipeline.kernel.source import BPF, FIELD_TAG, INCLUDED, Choice, Use, generate, selected, unit, uses
+from pipeline.schema import Surface, by_name
+from tests.btf_types import encoded
 
 
 class AnyKernel(Btf):
     """A kernel that has every field, and each is a u64 at 8."""
 
     def __init__(self, without: str = "") -> None:
-        super().__init__([])
+        super().__init__(encoded([]))
         self._without = without
 
     def place(self, struct: str, field: str) -> Place | None:
@@ -27,6 +30,25 @@ class AnyKernel(Btf):
     def size(self, struct: str) -> int | None:
         return None if struct == self._without else 64
 
+    def function(self, name: str) -> tuple[int, tuple[str, ...]] | None:
+        return None if name == self._without else (1, ("first", "second"))
+
+
+CHOICES: list[Choice] = [
+    {
+        name: schema.surfaces[number]
+        for name, schema in by_name().items()
+        if number < len(schema.surfaces) and schema.surfaces[number].hooks
+    }
+    for number in range(max(len(schema.surfaces) for schema in by_name().values()))
+]
+"""Each kind's first surface, each one's second, …"""
+
+
+def whole(kernel: Btf) -> str:
+    """The unit of every kind's first surface."""
+    return unit(kernel, CHOICES[0])[0]
+
 
 def offsets(folder: Path, asked: list[str]) -> list[int]:
     """What gcc says of expressions over the generated structs."""
@@ -34,7 +56,8 @@ def offsets(folder: Path, asked: list[str]) -> list[int]:
     prints = "".join(f'printf("%zu\\n", (size_t)({expression}));\n' for expression in asked)
     source = folder / "ask.c"
     includes = "#include <stdio.h>\n#include <stddef.h>\n"
-    source.write_text(f"{includes}{types}{generate(AnyKernel())}int main(void) {{ {prints} return 0; }}\n")
+    structs = generate(AnyKernel(), "", (), {})
+    source.write_text(f"{includes}{types}{structs}int main(void) {{ {prints} return 0; }}\n")
     subprocess.run(["gcc", "-o", folder / "ask", source], check=True)
     return [
         int(line) for line in subprocess.run([folder / "ask"], check=True, capture_output=True).stdout.split()
@@ -86,33 +109,132 @@ def test_common_fields_stand_first_in_every_kind() -> None:
         }
 
 
-def test_every_use_has_a_tag_of_its_own() -> None:
-    found = uses(AnyKernel())
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_use_has_a_tag_of_its_own(choice: Choice) -> None:
+    _, found = unit(AnyKernel(), choice)
     tags = [use.tag for use in found]
-    assert len(set(tags)) == len(tags) > 50
+    assert len(set(tags)) == len(tags) > 10
     assert min(tags) > FIELD_TAG
     assert {("task_struct", "tgid"), ("mount", "mnt")} <= {(use.struct, use.field) for use in found}
 
 
 def test_a_field_that_a_kernel_lacks() -> None:
     with pytest.raises(UserError, match=r"no task_struct\.group_leader"):
-        uses(AnyKernel(without="group_leader"))
+        whole(AnyKernel(without="group_leader"))
 
 
 def test_a_field_that_a_kernel_may_lack() -> None:
-    (use,) = [use for use in uses(AnyKernel(without="loginuid")) if use.field == "loginuid"]
-    assert use.place is None
-    assert "#define HAVE_task_struct__loginuid 0" in generate(AnyKernel(without="loginuid"))
-    assert "#define HAVE_task_struct__loginuid 1" in generate(AnyKernel())
+    text = "READ_IF(task_struct, loginuid, task, 0) READ(task_struct, pid, task)"
+    known, unknown = AnyKernel(), AnyKernel(without="loginuid")
+    found = uses(unknown, text)
+    assert found == [
+        Use("task_struct", "loginuid", FIELD_TAG + 1, None),
+        Use("task_struct", "pid", FIELD_TAG + 2, Place(8, 8)),
+    ]
+    assert "#define HAVE_task_struct__loginuid 0" in generate(unknown, text, found, {})
+    assert "#define HAVE_task_struct__loginuid 1" in generate(known, text, uses(known, text), {})
+
+
+def test_what_a_macro_or_a_comment_names_is_no_use() -> None:
+    text = "#define READ_ALL(x) READ(one, x, y)\n// LOAD(two, x, y)\nLOAD(three, x, y)\n"
+    assert [use.struct for use in uses(AnyKernel(), text)] == ["three"]
 
 
 def test_a_struct_that_a_kernel_lacks() -> None:
     with pytest.raises(UserError, match="no struct upid"):
-        generate(AnyKernel(without="upid"))
+        whole(AnyKernel(without="upid"))
+
+
+def test_arguments_of_a_function_by_name() -> None:
+    text = "ARGUMENT(some_call, second); RETURNED(other_call)"
+    made = generate(AnyKernel(without="other_call"), text, (), {})
+    assert "#define PARAMETERS_some_call 2" in made
+    assert "#define PARAMETER_some_call__second 1" in made
+    assert "other_call 2" not in made
+
+
+def test_tables_of_tail_calls() -> None:
+    made = generate(
+        AnyKernel(), "", (), {"exec": Surface("lsm", parts=("one", "two")), "fork": Surface("lsm")}
+    )
+    assert "BPF_PROG_ARRAY(calls_exec, 2);\n#define CALL_one 0\n#define CALL_two 1" in made
+    assert "calls_fork" not in made
+    assert "calls_sys_exit" not in made
+    made = generate(AnyKernel(), "", (), {"exec_failed": Surface("sys_exit")})
+    assert f"BPF_PROG_ARRAY(calls_sys_exit, {TABLE});" in made
+    assert max(place for places in NUMBERS.values() for place in places) < TABLE
+
+
+LINES = """always
+#ifdef WITH_a
+a
+#ifdef WITH_a_lsm
+a by lsm
+#else
+a, not by lsm
+#endif
+#ifndef WITH_b
+no b
+#endif
+#ifdef RINGS
+rings
+#else
+no rings
+#endif
+#endif
+#ifdef WITH_b
+b
+#if SOMETHING > 1
+something
+#endif
+#endif
+end"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "kept"),
+    [
+        (set(), "always|end"),
+        ({"WITH_a"}, "always|a|a, not by lsm|no b|#ifdef RINGS|rings|#else|no rings|#endif|end"),
+        (
+            {"WITH_a", "WITH_a_lsm", "WITH_b"},
+            "always|a|a by lsm|#ifdef RINGS|rings|#else|no rings|#endif"
+            "|b|#if SOMETHING > 1|something|#endif|end",
+        ),
+        ({"WITH_b"}, "always|b|#if SOMETHING > 1|something|#endif|end"),
+        ({"WITH_a_lsm"}, "always|end"),
+    ],
+)
+def test_only_what_was_chosen_is_compiled(flags: set[str], kept: str) -> None:
+    assert selected(LINES, flags).splitlines() == kept.split("|")
 
 
 def test_the_unit_holds_every_source() -> None:
-    text = unit(AnyKernel())
+    everything = INCLUDED.sub(lambda m: (BPF / m[1]).read_text(), (BPF / "programs.c").read_text())
     for path in BPF.glob("*.[ch]"):
         if path.name != "programs.c":
-            assert path.read_text() in text
+            assert path.read_text() in everything
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_unit_holds_the_programs_of_the_choice_and_no_others(choice: Choice) -> None:
+    text, _ = unit(AnyKernel(), choice)
+    there = set(PROGRAM.findall(text))
+    assert (
+        there - ALWAYS == {program for surface in choice.values() for program in programs(surface)} - ALWAYS
+    )
+
+
+def programs(surface: Surface) -> tuple[str, ...]:
+    return (*surface.hooks.values(), *surface.before.values(), *surface.parts)
+
+
+PROGRAM = re.compile(r"^PROGRAM\((\w+)\)", re.M)
+ALWAYS = {
+    program
+    for schema in by_name().values()
+    if schema.always
+    for surface in schema.surfaces
+    for program in programs(surface)
+} | {"on_sys_exit"}
+"""Programs of kinds that are attached always, and of no kind."""
