@@ -1,4 +1,5 @@
-"""What in docs/ follows from the schemas: `python -m pipeline.docs` checks it, `--write` renews it.
+"""What in docs/ follows from the schemas and from what kernels said: `python -m pipeline.docs` checks it,
+`--write` renews it, `surfaces SHEET…` takes other sheets (`promissory check --matrix --json`) and renews it.
 
 In a document such a part stands between two comments, `<!-- PART: … -->` and `<!-- end -->`; what is around
 them is written by hand. Nothing of the pipeline's flow passes through here.
@@ -6,6 +7,7 @@ them is written by hand. Nothing of the pipeline's flow passes through here.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,11 +17,13 @@ from typing import Final
 from pipeline.chunk import STRIDE
 from pipeline.record import DERIVED
 from pipeline.schema import COMMON, Field, Schema, Surface, by_name
+from pipeline.sheet import Sheet, document
 
-__all__ = ["DOCS", "FILES", "main", "renewed"]
+__all__ = ["DOCS", "FILES", "keep", "main", "renewed"]
 
 DOCS: Final = Path(__file__).resolve().parent.parent / "docs"
-FILES: Final = ("wire-format.md", "record.md")
+FILES: Final = ("wire-format.md", "record.md", "surfaces.md")
+SHEETS: Final = "sheets"
 
 Row = Sequence[object]
 
@@ -124,7 +128,17 @@ def _row(field: Field, may_be_nil: bool) -> Row:
     return key, kind, field.unit, _code(field.ecs), _code(field.ocsf), field.meaning
 
 
-PARTS: Final[Mapping[str, Callable[[], str]]] = {"kinds": _kinds, "heads": _heads, "record": _record}
+def _surfaces() -> str:
+    """What each kernel whose sheet is kept said to each event's surfaces."""
+    return document(json.loads(path.read_text()) for path in sorted((DOCS / SHEETS).glob("*.json")))
+
+
+PARTS: Final[Mapping[str, Callable[[], str]]] = {
+    "kinds": _kinds,
+    "heads": _heads,
+    "record": _record,
+    "surfaces": _surfaces,
+}
 MARKED: Final = re.compile(r"(?P<begin><!-- (?P<part>\w+): [^\n]* -->\n).*?(?P<end><!-- end -->)", re.S)
 
 
@@ -133,15 +147,28 @@ def renewed(text: str) -> str:
     return MARKED.sub(lambda m: m["begin"] + PARTS[m["part"]]() + "\n" + m["end"], text)
 
 
+def keep(sheets: Iterable[Sheet]) -> None:
+    """Keep these sheets, and none of before."""
+    made = {f"{sheet['kernel']}.json": json.dumps(sheet, indent=1, ensure_ascii=False) for sheet in sheets}
+    folder = DOCS / SHEETS
+    for old in folder.glob("*.json"):
+        old.unlink()
+    folder.mkdir(exist_ok=True)
+    for name, text in made.items():
+        (folder / name).write_text(f"{text}\n")
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Check, or with `--write` renew; the status is 1 where a document is not current."""
+    """Check, or with `--write` or `surfaces` renew; the status is 1 where a document is not current."""
     status = 0
+    if arguments[:1] == ["surfaces"]:
+        keep(json.loads(Path(name).read_text()) for name in arguments[1:])
     for path in (DOCS / name for name in FILES):
         old = path.read_text()
         new = renewed(old)
         if new == old:
             continue
-        if "--write" in arguments:
+        if arguments:
             path.write_text(new)
         else:
             print(f"{path} is not current; run: python -m pipeline.docs --write", file=sys.stderr)

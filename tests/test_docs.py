@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -11,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from pipeline import docs
+from pipeline.kernel.manifest import Hook
 from pipeline.schema import by_name
+from pipeline.sheet import sheet
 
 HOUSE = docs.DOCS.parent
+SAID = ("event", "schema", "surface", "hooks", "fields", "without", "blind", "cost")
 PAGES = sorted(docs.DOCS.glob("*.md"))
 
 
@@ -36,6 +40,31 @@ def test_a_stale_document_is_found_and_renewed(tmp_path: Path, monkeypatch: pyte
     assert text.endswith("after\n")
     assert "| `exec_failed` |" in text
     assert "out of date" not in text
+
+
+def test_other_sheets_replace_those_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = "<!-- surfaces: made -->\n<!-- end -->\n"
+    (tmp_path / "docs").mkdir()
+    monkeypatch.setattr(docs, "DOCS", tmp_path / "docs")
+    for name in docs.FILES:
+        (tmp_path / "docs" / name).write_text(page)
+    for kernel in ("6.1.0-9-amd64", "7.3.4+deb13-amd64"):
+        found = sheet([Hook("fork", "tracepoint", {}, True, "proven: …")], kernel, "2026-11-23")
+        (tmp_path / kernel).write_text(json.dumps(found))
+        assert docs.main(["surfaces", str(tmp_path / kernel)]) == 0
+        assert [path.stem for path in (tmp_path / "docs" / docs.SHEETS).iterdir()] == [kernel]
+        assert f"| event | {kernel} |" in (tmp_path / "docs" / "surfaces.md").read_text()
+    assert docs.main([]) == 0
+
+
+def test_the_sheets_are_of_these_schemas() -> None:
+    """Otherwise kernels have to be asked again: make vm-test, promissory check --matrix --json."""
+    hooks = [Hook(s.name, o.name, {}, True, "") for s in by_name().values() for o in s.surfaces]
+    now = [{key: row[key] for key in SAID} for row in sheet(hooks)["rows"]]
+    sheets = [json.loads(path.read_text()) for path in (docs.DOCS / docs.SHEETS).glob("*.json")]
+    assert sheets
+    for made in sheets:
+        assert [{key: row[key] for key in SAID} for row in made["rows"]] == now, made["kernel"]
 
 
 def test_record_names_every_key() -> None:

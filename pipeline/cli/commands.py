@@ -122,6 +122,9 @@ def check(
     config: File = None,
     events: Events = None,
     surface: Surface = None,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Only the events: try every surface, not just the first.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Say what this host allows. The exit status is 0 if `run` can work.
@@ -131,12 +134,28 @@ def check(
     """
     from pipeline.check import can_run, look, print_findings
 
-    findings = look(configure(config, to=to, state=state, events=events, surface=surface))
+    settings = configure(config, to=to, state=state, events=events, surface=surface)
+    if matrix:
+        need_root("check --matrix")
+        _matrix(settings, as_json)
+        return
+    findings = look(settings)
     if as_json:
         print(json.dumps([finding.to_plain() for finding in findings], indent=2))
     else:
         print_findings(findings)
     raise typer.Exit(not can_run(findings))
+
+
+def _matrix(config: Config, as_json: bool) -> None:
+    from pipeline.kernel import attachment
+    from pipeline.sheet import print_sheet, sheet
+
+    made = sheet(attachment.matrix(config))
+    if as_json:
+        print(json.dumps(made, indent=1, ensure_ascii=False))
+    else:
+        print_sheet(made)
 
 
 @app.command()
