@@ -34,13 +34,10 @@ class AnyKernel(Btf):
         return None if name == self._without else (1, ("first", "second"))
 
 
+SURFACES = {name: [s for s in schema.surfaces if s.hooks] for name, schema in by_name().items()}
 CHOICES: list[Choice] = [
-    {
-        name: schema.surfaces[number]
-        for name, schema in by_name().items()
-        if number < len(schema.surfaces) and schema.surfaces[number].hooks
-    }
-    for number in range(max(len(schema.surfaces) for schema in by_name().values()))
+    {name: surfaces[number] for name, surfaces in SURFACES.items() if number < len(surfaces)}
+    for number in range(max(map(len, SURFACES.values())))
 ]
 """Each kind's first surface, each one's second, …"""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -20,6 +21,12 @@ STATE: Final = HERE / ".vm"
 MODULES: Final = Path("/lib/modules")
 SOURCES: Final = Path("/etc/apt/sources.list.d/debian.sources")
 KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+
+SETUP_SECTS, PAYLOAD_OFFSET, SECTOR = 0x1F1, 0x248, 512
+LENGTH: Final = 4
+"""Bytes behind the packed kernel that say how long it is unpacked."""
+PACKERS: Final = {b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 class Missing(Exception):
@@ -44,6 +51,11 @@ class Kernel:
         """What `uname -r` will say; None: not fetched yet."""
         stamp = self.folder / "release"
         return stamp.read_text() if stamp.exists() else None
+
+    @property
+    def types(self) -> Path:
+        """Its BTF, which it will show as /sys/kernel/btf/vmlinux: for tests that need not boot it."""
+        return self.folder / "btf"
 
     @property
     def image(self) -> Path:
@@ -73,10 +85,12 @@ def fetch(kernel: Kernel) -> None:
         for package in _download(kernel):
             _call("dpkg", "-x", package, root)
         (modules,) = [*root.glob("usr/lib/modules/*"), *root.glob("lib/modules/*")]
-        image = next(p for p in (modules / "vmlinuz", root / "boot" / f"vmlinuz-{modules.name}") if p.exists())
+        places = (modules / "vmlinuz", root / "boot" / f"vmlinuz-{modules.name}")
+        image = next(path for path in places if path.exists())
         shutil.move(image, kernel.folder / "vmlinuz")
         shutil.move(modules, kernel.folder / "modules")
         shutil.rmtree(root)
+        _types(kernel)
         (kernel.folder / "release").write_text(modules.name)
     release = kernel.release
     assert release
@@ -130,6 +144,21 @@ def _download(kernel: Kernel) -> list[Path]:
         subprocess.run(["apt-get", *options, "download", name], cwd=archives, check=True, capture_output=True)
         found.append(max(archives.glob(f"{name}_*.deb"), key=lambda path: path.stat().st_mtime))
     return found
+
+
+def _types(kernel: Kernel) -> None:
+    """Take the BTF out of the compressed kernel (Documentation/arch/x86/boot.rst says where what lies)."""
+    data = (kernel.folder / "vmlinuz").read_bytes()
+    start, size = struct.unpack_from("<II", data, PAYLOAD_OFFSET)
+    start += (data[SETUP_SECTS] + 1) * SECTOR
+    packed, elf = kernel.folder / "packed", kernel.folder / "elf"
+    packed.write_bytes(data[start : start + size - LENGTH])
+    tool = next(tool for magic, tool in PACKERS.items() if data.startswith(magic, start))
+    with elf.open("wb") as file:
+        subprocess.run([tool, "-dc", packed], stdout=file, check=True)
+    _call("objcopy", "--dump-section", f".BTF={kernel.types}", elf, kernel.folder / "rest")
+    for path in (packed, elf, kernel.folder / "rest"):
+        path.unlink()
 
 
 def _call(*command: str | Path) -> str:

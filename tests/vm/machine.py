@@ -98,7 +98,9 @@ def run(
             console.close()
 
 
-def _follow(machine: subprocess.Popen[bytes], folder: Path, output: BinaryIO, end: float, timeout: float) -> int:
+def _follow(
+    machine: subprocess.Popen[bytes], folder: Path, output: BinaryIO, end: float, timeout: float
+) -> int:
     status = folder / "status"
     with (folder / "output").open("rb") as written:
         while True:
