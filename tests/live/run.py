@@ -23,9 +23,11 @@ __all__ = ["ALL", "PATIENCE", "Live", "Log", "Record", "eventually"]
 
 Record = dict[str, Any]
 ALL = "all"
-PATIENCE = 20.0
+SLOWER = float(os.environ.get("TESTS_SLOWER", "1"))
+"""How much longer things may take here: tests/vm says so of a machine that is emulated."""
+PATIENCE = 20.0 * SLOWER
 """Seconds to wait for what must come; a busy machine takes its time."""
-ATTACHING = 120.0
+ATTACHING = 120.0 * SLOWER
 """Seconds that the verifier may take on a machine with other things to do."""
 
 

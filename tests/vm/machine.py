@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -30,6 +30,8 @@ INSIDE: Final = Path(__file__).with_name("inside.sh")
 LSM: Final = "lsm=lockdown,capability,landlock,yama,bpf"
 CACHED: Final = "local,path=/,mount_tag=cached,security_model=none,multidevs=remap"
 """The host's root once more, for inside.sh to mount with a cache."""
+SLOWER: Final = 10
+"""How much longer than the host an emulated machine may take; tests/live/run.py reads it."""
 LOOK: Final = 0.05
 
 
@@ -58,7 +60,6 @@ def run(
     *,
     output: BinaryIO,
     options: Sequence[str] = (),
-    environment: Mapping[str, str] | None = None,
     timeout: float = 900,
 ) -> int:
     """Boot a kernel, run a command in the project's folder as root, and return its status.
@@ -72,8 +73,7 @@ def run(
     with slot() as folder:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        exports = [f"export {name}={shlex.quote(value)}" for name, value in (environment or {}).items()]
-        (folder / "command").write_text("\n".join([*exports, f"exec {shlex.join(command)}\n"]))
+        (folder / "command").write_text(f"export TESTS_SLOWER={SLOWER}\nexec {shlex.join(command)}\n")
         (folder / "output").touch()
         console = (folder / "console").open("wb")
         machine = subprocess.Popen(
