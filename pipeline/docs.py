@@ -113,13 +113,8 @@ def _one(schema: Schema) -> list[str]:
 
 
 def _surface(surface: Surface) -> str:
-    parts = [
-        " ".join((f"**{surface.name}**", *map(_code, (*surface.before, *surface.hooks)))),
-        f"nil in its records: {', '.join(map(_code, surface.without))}" if surface.without else "",
-        f"unseen: {surface.blind}" if surface.blind else "",
-        f"off unless asked for: {surface.cost}" if surface.cost else "",
-    ]
-    return "; ".join(filter(None, parts))
+    name = " ".join((f"**{surface.name}**", *map(_code, (*surface.before, *surface.hooks))))
+    return f"{name}: {surface.notes}" if surface.notes else name
 
 
 def _row(field: Field, may_be_nil: bool) -> Row:

@@ -84,6 +84,12 @@ class Surface:
     cost: str = ""
     """Why it is off unless asked for; empty: it is on by default."""
 
+    @property
+    def notes(self) -> str:
+        """What there is to know before one relies on it."""
+        said = {"nil": ", ".join(self.without), "unseen": self.blind, "off unless asked for": self.cost}
+        return "; ".join(f"{what}: {text}" for what, text in said.items() if text)
+
 
 @dataclass(frozen=True, slots=True)
 class Field:

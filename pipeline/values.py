@@ -117,7 +117,7 @@ def _events(names: tuple[str, ...]) -> tuple[str, ...]:
         if name not in known:
             near = get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"names out of {', '.join(known)}{hint}")
+            raise ValueError(f"names that `promissory schema list` shows, or {EVERY}{hint}")
     return names
 
 

@@ -12,6 +12,7 @@ import pytest
 from pipeline import __version__
 from pipeline.cli import commands, main
 from pipeline.errors import UserError
+from pipeline.schema import by_name
 
 COMMAND = [sys.executable, "-m", "pipeline.cli"]
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("PROMISSORY_")}
@@ -111,16 +112,11 @@ def test_state_folder_that_cannot_be_written_to(name: str, tmp_path: Path) -> No
 
 def test_schema() -> None:
     listed = promissory("schema", "list").stdout
-    assert [line.split()[0] for line in listed.splitlines() if "/1" in line] == [
-        "exec/1",
-        "exec_failed/1",
-        "fork/1",
-        "exit/1",
-        "process/1",
-    ]
+    titles = [schema.title for schema in by_name().values()]
+    assert [line.split()[0] for line in listed.splitlines() if "/1" in line] == titles
     shown = promissory("schema", "show", "fork").stdout
     assert "child.ns_pid" in shown
-    assert "tracepoint task_newtask" in shown
+    assert "tracepoint raw_tp/task_newtask" in shown
     schema = json.loads(promissory("schema", "json", "exit").stdout)
     assert schema["title"] == "exit/1"
     assert "code" in schema["properties"]

@@ -38,7 +38,8 @@ def print_one(schema: Schema) -> None:
     out = console()
     out.print(Text(schema.title, "bold"), Text(schema.summary))
     for surface in schema.surfaces:
-        out.print(Text(f"  {surface.name} {' '.join(surface.hooks)}  {surface.cost}".rstrip()), soft_wrap=True)
+        hooks = " ".join((surface.name, *surface.before, *surface.hooks))
+        out.print(Text(f"  {hooks}  {surface.notes}".rstrip()), soft_wrap=True)
     rows = [
         (".".join(field.path), field.type, field.unit, field.ecs, field.meaning) for field in schema.fields
     ]
