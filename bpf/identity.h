@@ -129,8 +129,7 @@ struct known {
     u64 start;
     u64 exec_id, exec_time;     // what it runs, and since when
     u64 before_id, before_time; // what it ran before
-    u64 parent_start, parent_exec_id;
-    u64 cgroup, flags, ended;
+    u64 parent_start, cgroup, flags, ended;
     u32 parent_pid, ns_pid, uid, gid, before_uid, before_gid;
     u64 comm[2];
 };
@@ -139,13 +138,8 @@ BPF_TABLE("lru_hash", u32, struct known, pids, 16384);
 
 static __always_inline void know_parent(struct known *known, void *parent)
 {
-    struct identity_key key = {};
     known->parent_start = READ(task_struct, start_boottime, parent);
     known->parent_pid = READ(task_struct, tgid, parent);
-    key.pid = known->parent_pid;
-    key.start = known->parent_start / TICK;
-    struct identity *found = identities.lookup(&key);
-    known->parent_exec_id = found ? found->exec_id : 0;
 }
 
 static __always_inline void know_current(struct known *known)

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.answers import Host
-from pipeline.chunk import PROC_RING, ring_of
+from pipeline.chunk import PERF_RING, ring_of
 from pipeline.event import Array, Batch, Ints, settle
 from pipeline.promises import extents, pick, value
 from pipeline.record import DERIVED, entities, identity
@@ -140,7 +140,7 @@ class Columns:
             ("time",): lambda look: (look.heads["time"] + look.batch.clock).tolist(),
             ("boottime",): lambda look: look.heads["time"].tolist(),
             ("host", "name"): lambda look: [self._host.name] * len(look.rows),
-            ("cpu",): lambda look: _nulled(ring_of(look.heads["id"]), ring_of(look.heads["id"]) == PROC_RING),
+            ("cpu",): lambda look: _nulled(ring_of(look.heads["id"]), ring_of(look.heads["id"]) >= PERF_RING),
             ("ring",): lambda look: ring_of(look.heads["id"]).tolist(),
             ("sequence",): lambda look: look.heads["sequence"].tolist(),
             ("id",): lambda look: look.heads["id"].tolist(),
@@ -192,7 +192,10 @@ class Columns:
         start, pid = names
         ids = identity(look.view[start], look.view[pid]).tolist()
         found = [f"{self._host.boot_id}-{id.decode()}" for id in ids]
-        return _nulled(np.array(found, object), look.topmost) if path[-1] == "parent" else found
+        unknown = _unknown(look.schema, start, look.view)
+        if path[-1] == "parent":
+            unknown |= look.topmost
+        return _nulled(np.array(found, object), unknown)
 
     def _promise(self, promise: Promise, look: _Look) -> list[Any]:
         at = look.schema.promises.index(promise)
@@ -220,12 +223,18 @@ def _field(field: Field, look: _Look) -> list[Any]:
     values = look.view[field.name]
     if field.type in VARYING:
         return [_shown(value) for value in texts(field, values)]
-    unknown = np.zeros(len(values), bool) if field.nil is None else values == field.nil
+    unknown = _unknown(look.schema, field.name, look.view)
     if field.type == "bool":
         values = values != 0
     if field.path[:2] == ("process", "parent"):
         unknown |= look.topmost
     return _nulled(values, unknown)
+
+
+def _unknown(schema: Schema, name: str, view: Array) -> Array:
+    """Which of n heads do not know a field."""
+    nil = next(field.nil for field in schema.fields if field.name == name)
+    return np.zeros(len(view), bool) if nil is None else np.asarray(view[name] == nil)
 
 
 def _nulled(values: Array, unknown: Array) -> list[Any]:

@@ -65,8 +65,9 @@ def json_schema(schema: Schema) -> dict[str, Any]:
     for field in schema.fields:
         meaning = f"{field.meaning} ({field.unit})" if field.unit else field.meaning
         _put(root, field.path, _described(field.type, meaning, schema.may_be_nil(field)))
-    for path in entities(schema):
-        _put(root, (*path, "id"), _described("text", "a process's id: see process.id", False))
+    for path, (start, _) in entities(schema).items():
+        nil = any(field.name == start and schema.may_be_nil(field) for field in schema.fields)
+        _put(root, (*path, "id"), _described("text", "a process's id: see process.id", nil))
     for promise in schema.promises:
         _put(root, (promise.name,), _described(promise.type, promise.meaning, True))
     root["properties"]["schema"]["const"] = schema.title

@@ -64,7 +64,13 @@ DERIVED: Final = (
     Derived(("host", "name"), "text", "the host's name", column="host"),
     Derived(("host", "boot_id"), "text", "the boot: 32 hexadecimal digits"),
     Derived(("host", "labels"), "map", "text → text, from the configuration"),
-    Derived(("cpu",), "u16", "CPU that it happened on; nil where surface is `proc`", nil=True, column="cpu"),
+    Derived(
+        ("cpu",),
+        "u16",
+        "CPU that it happened on; nil where surface is `proc`, `perf` or `audit`",
+        nil=True,
+        column="cpu",
+    ),
     Derived(("ring",), "u16", "ring that its head came through", column="ring"),
     Derived(("sequence",), "i64", "number of its head in that ring", column="sequence"),
     Derived(("id",), "u64", "the event's id, unique for one boot", column="id"),
@@ -72,11 +78,24 @@ DERIVED: Final = (
     Derived(
         ("process", "id"),
         "text",
-        "boot id, start in 10 ms ticks, pid: unique over hosts and boots; the record's key",
+        "boot id, start in 10 ms ticks, pid: unique over hosts and boots; the record's key. nil where the "
+        "start is unknown: the key is then the boot id",
+        nil=True,
         column="process_id",
     ),
-    Derived(("process", "parent"), "map", "the parent; nil where it is the kernel itself (pid 0)", nil=True),
-    Derived(("process", "parent", "id"), "text", "the parent's id, made like process.id", column="parent_id"),
+    Derived(
+        ("process", "parent"),
+        "map",
+        "the parent; nil where it is the kernel itself (pid 0), or unknown",
+        nil=True,
+    ),
+    Derived(
+        ("process", "parent", "id"),
+        "text",
+        "the parent's id, made like process.id",
+        nil=True,
+        column="parent_id",
+    ),
     Derived(
         ("process", "parent", "executable"),
         "text",

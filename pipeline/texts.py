@@ -14,14 +14,16 @@ from pipeline.schema import Field
 
 __all__ = ["texts", "word"]
 
+NAMELESS: Final = b"\0\xff"
+"""How the bytes of an unknown comm begin (schemas/common.toml)."""
 VERSION: Final = 4
 """Bytes before those of an address: which IP it is."""
 
 
 def word(kind: str, data: bytes) -> str | bytes | None:
-    """A value of type comm, ip or tag; None: there is none."""
+    """A value of type comm, ip or tag; None: there is none, or it is unknown."""
     if kind == "comm":
-        return text(data.partition(b"\0")[0])
+        return None if data.startswith(NAMELESS) else text(data.partition(b"\0")[0])
     if kind == "tag":
         return data.hex()
     version, address = int.from_bytes(data[:VERSION], "little"), data[VERSION:]

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.chunk import PROC_RING, event_id
+from pipeline.chunk import PERF_RING, event_id
 from pipeline.schema import by_name
 from tests.batches import BOOT, CLOCK, HOST, FixedAnswers
 
@@ -26,7 +26,7 @@ def plain(
     for field in schema.fields:
         given = value = event[field.name]
         if field.type == "comm":
-            value = _text(value)
+            value = None if value.startswith(b"\0\xff") else _text(value)
         elif field.type == "ip":
             value = _address(value)
         elif field.type == "tag":
@@ -40,7 +40,7 @@ def plain(
         "time": event["time"] + CLOCK,
         "boottime": event["time"],
         "host": {"id": HOST.id, "name": "box", "boot_id": BOOT, "labels": {"site": "north"}},
-        "cpu": None if event["ring"] == PROC_RING else event["ring"],
+        "cpu": None if event["ring"] >= PERF_RING else event["ring"],
         "ring": event["ring"],
         "sequence": event["sequence"],
         "id": event_id(event["ring"], event["sequence"]),
@@ -76,7 +76,9 @@ def plain(
     return record
 
 
-def _id(start: int, pid: int) -> str:
+def _id(start: int, pid: int) -> str | None:
+    if start == 2**64 - 1:
+        return None
     return f"{BOOT}-{start // 10**7:012x}-{pid:08x}"
 
 

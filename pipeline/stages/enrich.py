@@ -25,6 +25,7 @@ from pipeline.record import ANCESTRY
 from pipeline.remember import Remembered
 from pipeline.schema import COMMON, Schema, by_number
 from pipeline.stages.names import (
+    HIDDEN,
     TOP,
     UNKNOWN,
     Lineage,
@@ -63,6 +64,7 @@ _PARENT: Final = struct.Struct("<Q20xI").unpack_from
 
 _TEACHERS: Final = {n: s for n, s in by_number().items() if any(p.name == "executable" for p in s.promises)}
 """Kinds whose events may say what an exec_id runs: where it is their own id."""
+_NO_START: Final = next(field.nil for field in COMMON if field.name == "parent_start")
 _COMMON: Final = next(iter(by_number().values())).dtype[[field.name for field in COMMON]]
 
 
@@ -117,7 +119,7 @@ class Enrich:
         """Take a program into the table; `path`: None or empty where the event does not say it."""
         parent, top = _PARENT(key)
         executable, packed = packed_executable(path) if path else (None, UNKNOWN.packed)
-        self._programs[exec_id] = program = Program(executable, packed, parent, bool(top))
+        self._programs[exec_id] = program = Program(executable, packed, parent, top == 1)
         if exec_id in self._sought:
             # Somebody was told "unknown": let all be asked again.
             self._sought.clear()
@@ -130,7 +132,7 @@ class Enrich:
 
     def _find_out(self, key: bytes) -> Origin:
         parent, cgroup, uid, gid, epoch, top, comm = _UNPACK(key)
-        lineage = TOP if top else self._lineage(parent)
+        lineage = (self._lineage(parent), TOP, HIDDEN)[top]
         self._origins[key] = found = origin(self._owner(uid, gid, cgroup, epoch), lineage, comm)
         return found
 
@@ -169,7 +171,8 @@ def _keys(heads: Array, common: Array) -> list[bytes]:
     for name in ("parent_exec_id", "cgroup", "uid", "gid", "comm"):
         keys[name] = common[name]
     keys["epoch"] = heads["time"] >> EPOCH
-    keys["top"] = common["parent_pid"] == 0
+    # 1: the parent is the kernel, 2: it is unknown.
+    keys["top"] = (common["parent_pid"] == 0) * (1 + (common["parent_start"] == _NO_START))
     found: list[bytes] = keys.view(f"V{_KEY.itemsize}").tolist()
     return found
 

@@ -14,9 +14,11 @@ import msgpack
 
 from pipeline.answers import Answers
 from pipeline.promises import text
+from pipeline.texts import word
 
 __all__ = [
     "BLOCK",
+    "HIDDEN",
     "TOP",
     "UNKNOWN",
     "Lineage",
@@ -92,7 +94,7 @@ class Origin(NamedTuple):
 
 def origin(owner: Owner, lineage: Lineage, comm: bytes) -> Origin:
     """Put together what is known; `comm` as the kernel has it, NUL-padded."""
-    short = pack("comm") + pack(text(comm.partition(b"\0")[0]))
+    short = pack("comm") + pack(word("comm", comm))
     return Origin(owner, lineage, lineage.opening + short + owner.packed + lineage.ancestry)
 
 
@@ -107,6 +109,8 @@ UNKNOWN: Final = Program(None, pack("executable") + pack(None), 0, False)
 """The program of an exec that is not, or no longer, in the table."""
 TOP: Final = Lineage(None, b"", pack("ancestry") + pack([]))
 """The lineage of a process that the kernel started."""
+HIDDEN: Final = Lineage(None, b"", pack("ancestry") + pack([None]))
+"""The lineage of a process whose parent is unknown."""
 
 
 # docker-ID.scope, cri-containerd-ID.scope, crio-ID.scope, libpod-ID.scope, docker/ID, kubepods/…/ID: but

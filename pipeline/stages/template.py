@@ -14,10 +14,10 @@ import msgpack
 import numpy as np
 
 from pipeline.answers import Host
-from pipeline.chunk import PROC_RING, ring_of
+from pipeline.chunk import PERF_RING, ring_of
 from pipeline.event import Array, Ints
 from pipeline.record import IDENTITY, entities, identity
-from pipeline.schema import VARYING, Schema
+from pipeline.schema import VARYING, Field, Schema
 from pipeline.stages.names import BLOCK, pack
 
 __all__ = ["HEADER", "Numbers", "Path", "Template", "header", "nilable"]
@@ -49,7 +49,11 @@ def header(keys: int) -> bytes:
 
 def nilable(schema: Schema) -> list[Path]:
     """What may be nil in the fixed part, in the order of the bits of a mask."""
-    return [("cpu",), PARENT, *(field.path for field in schema.fields if field.nil is not None)]
+    return [("cpu",), PARENT, *(field.path for field in _unknowable(schema))]
+
+
+def _unknowable(schema: Schema) -> list[Field]:
+    return [field for field in schema.fields if field.nil is not None and field.type not in VARYING]
 
 
 class Numbers:
@@ -59,7 +63,7 @@ class Numbers:
         self._dtype = schema.dtype
         self._fields = [(field.path, field.name) for field in schema.fields]
         self._bools = [(field.path, field.name) for field in schema.fields if field.type == "bool"]
-        self._unknown = [(field.name, field.nil) for field in schema.fields if field.nil is not None]
+        self._unknown = [(field.name, field.nil or 0) for field in _unknowable(schema)]
         self._bits = 1 << np.arange(len(nilable(schema)))
         self._processes = entities(schema)
 
@@ -79,7 +83,7 @@ class Numbers:
         for at, path in enumerate(self._processes):
             found[*path, "id"] = ids[at * len(heads) : (at + 1) * len(heads)]
         nil = np.empty((len(self._bits), len(heads)), bool)
-        np.equal(ring, PROC_RING, out=nil[0])
+        np.greater_equal(ring, PERF_RING, out=nil[0])
         np.equal(view["parent_pid"], 0, out=nil[1])
         for bit, (name, number) in enumerate(self._unknown, 2):
             np.equal(view[name], number, out=nil[bit])
@@ -96,6 +100,8 @@ class Template:
         hidden = schema.hidden(surface)
         self._nil = {path for bit, path in enumerate(nilable(schema)) if mask >> bit & 1}
         self._nil |= {field.path for field in schema.fields if field.name in hidden}
+        # A process whose start is unknown has no id.
+        self._nil |= {(*path, "id") for path in entities(schema) if (*path, "start") in self._nil}
         tree = _tree(schema, host, surface)
         self.keys = len(tree) + len(schema.words) + len(schema.promises)
         """Keys of a record without `redacted` and `unsettled`."""
@@ -111,9 +117,13 @@ class Template:
             }
         )
         self._row = np.frombuffer(bytes(self._bytes), np.uint8)
-        end = self._slots["process", "id"][1] + IDENTITY
-        self.key = slice(end - IDENTITY - 1 - len(self._boot), end)
-        """Where a record's key stands in its bytes."""
+        end = self._slots.get(("process", "id"), ("", 0))[1] + IDENTITY
+        first = end - IDENTITY - 1 - len(self._boot)
+        if ("process", "id") in self._nil:
+            first = self._bytes.index(self._boot)
+            end = first + len(self._boot)
+        self.key = slice(first, end)
+        """Where a record's key stands in its bytes: the process's id; where that is unknown, the boot's."""
 
     def fill(self, values: Mapping[Path, Array], rows: slice | Ints) -> list[bytes]:
         """The fixed parts of the events that `rows` picks out of their Numbers."""

@@ -19,7 +19,7 @@ from pipeline.schema import Surface, by_name, by_number
 from pipeline.stages import encode as encode_module
 from pipeline.stages.encode import Encode
 from pipeline.stages.enrich import Enrich
-from tests.batches import HOST, FixedAnswers, batch_of, event, lost
+from tests.batches import BOOT, HOST, FixedAnswers, batch_of, event, lost
 from tests.records import plain
 
 SURFACES = dict.fromkeys(by_name(), "tracepoint") | {"process": "proc"}
@@ -40,6 +40,8 @@ def decoded(*events: dict[str, Any], encode: Encode | None = None) -> list[dict[
     found = [ormsgpack.unpackb(value) for family in families for value in family.values]
     return sorted(found, key=lambda record: record["sequence"])
 
+
+NO_START = 2**64 - 1
 
 u16 = st.integers(0, 2**16 - 1)
 u32 = st.integers(0, 2**32 - 1)
@@ -71,7 +73,8 @@ def any_event(draw: st.DrawFn, sequence: int) -> dict[str, Any]:
         known["u64"] = times if field.unit.startswith("ns") else u64
         strategy = known.get(field.type, st.booleans())
         if field.nil is not None:
-            strategy = st.one_of(strategy, st.just(field.nil))
+            unknown = field.nil.to_bytes(2, "little") if field.type == "comm" else field.nil
+            strategy = st.one_of(strategy, st.just(unknown))
         values[field.name] = draw(strategy)
     for promise in schema.promises:
         kinds = {"argv": strings, "environment": variables}
@@ -96,13 +99,14 @@ def test_records_are_what_plain_dicts_say(data: st.DataObject) -> None:
         unknown: list[Any] = [None]
         if given_event["parent_exec_id"]:
             unknown = [{"exec_id": given_event["parent_exec_id"], "executable": None}, None]
-        ancestry = unknown if given_event["parent_pid"] else []
+        kernels = not given_event["parent_pid"] and given_event["parent_start"] != NO_START
+        ancestry = [] if kernels else unknown if given_event["parent_pid"] else [None]
         unit = "sshd.service" if given_event["cgroup"] == 7 else None
         surface = "proc" if given_event["kind"] == "process" else SURFACES[given_event["kind"]]
         expected = plain(given_event, {"ancestry": ancestry, "unit": unit}, surface)
         record = ormsgpack.unpackb(records.values[row])
         assert record == expected
-        assert records.keys[row] == expected["process"]["id"].encode()
+        assert records.keys[row] == (expected["process"]["id"] or BOOT).encode()
         assert records.times[row] == expected["time"] // 10**6
 
 
