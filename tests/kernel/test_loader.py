@@ -1,0 +1,313 @@
+"""The loader: what the kernel answers to a hook, one choice of surfaces tried, and the choice itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Config, load
+from pipeline.errors import UserError
+from pipeline.kernel import acts, attempt, bpf, btf, compiler, loader, source
+from pipeline.kernel.attempt import Attempt
+from pipeline.kernel.layout import OWN_ROWS, Identity, cpus
+from pipeline.kernel.loader import Loader
+from pipeline.kernel.manifest import Hook
+from pipeline.kernel.source import Choice
+from pipeline.schema import Schema, Surface, by_name
+from tests.live.host import need_kernel
+
+kernel = pytest.mark.kernel
+SPINE = {name: by_name()[name].surface("tracepoint") for name in ("exec", "fork", "exit")}
+
+
+def config(folder: Path, **flags: object) -> Config:
+    return load({"state": folder, "pins": folder / "pins", **flags}, environ={})
+
+
+# ---- the kernel's answer to one hook
+
+
+@kernel
+@pytest.mark.parametrize(
+    ("hook", "answer"),
+    [
+        ("raw_tp/sched_process_exec", ""),
+        ("raw_tp/no_such_thing", "this kernel has no such tracepoint"),
+        ("fexit/no_such_thing", "this kernel has no such function"),
+        ("fentry/no_such_thing", "this kernel has no such function"),
+        ("lsm/no_such_thing", "this kernel has no such hook"),
+        ("sys_exit/execve", ""),
+    ],
+)
+def test_what_this_kernel_says_to_a_hook(tmp_path: Path, hook: str, answer: str) -> None:
+    need_kernel()
+    assert compiler.refusal(hook, tmp_path / "log") == answer
+
+
+@kernel
+@pytest.mark.parametrize("hook", ["lsm/bprm_creds_for_exec", "fexit/vm_mmap_pgoff"])
+def test_a_hook_of_this_kernel_is_allowed_or_refused_in_its_words(tmp_path: Path, hook: str) -> None:
+    need_kernel()
+    answer = compiler.refusal(hook, tmp_path / "log")
+    assert not answer or answer.startswith("refused: ")
+
+
+# ---- one choice, tried
+
+
+@pytest.fixture
+def tried(tmp_path: Path) -> Iterator[Attempt]:
+    need_kernel()
+    made = attempt_at(tmp_path, {name: surface for name, surface in SPINE.items() if surface})
+    yield made
+    made.close()
+
+
+def attempt_at(folder: Path, choice: Choice) -> Attempt:
+    return Attempt(config(folder), cpus("present"), max(cpus("possible")) + 1, choice)
+
+
+@kernel
+def test_everything_of_a_choice_is_proven_and_to_be_pinned(tried: Attempt) -> None:
+    hooks = tried.tap(["exec", "fork", "exit"], None)
+    assert [(h.event, h.surface, h.works) for h in hooks] == [(name, "tracepoint", True) for name in SPINE]
+    assert {h.answer for h in hooks} == {"proven: our own act came through"}
+    for hook in hooks:
+        for pin in hook.hooks.values():
+            assert {pin, pin.replace("program", "link")} <= tried.pinned.keys()
+    assert {f"program_exec-{part}" for part in by_name()["exec"].surfaces[-1].parts} <= tried.pinned.keys()
+    assert {f"ring_{cpu}" for cpu in cpus("present")} == {p for p in tried.pinned if p.startswith("ring_")}
+    assert {"map_books", "map_settings", "map_identities", "map_checkpoint"} <= tried.pinned.keys()
+
+
+@kernel
+def test_what_is_dropped_and_closed_is_detached(tried: Attempt) -> None:
+    hooks = tried.tap([], None)
+    tried.drop([hook for hook in hooks if hook.event == "exec"])
+    assert not [pin for pin in tried.pinned if pin.startswith(("link_exec-", "program_exec-"))]
+    links = [fd for pin, fd in tried.pinned.items() if pin.startswith("link_")]
+    assert len(links) == 2
+    tried.close()
+    assert not tried.pinned
+    for fd in links:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+@kernel
+def test_a_hook_whose_act_does_not_come_through(tried: Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(acts.ACTS, "exec", lambda: None)
+    monkeypatch.delitem(acts.ACTS, "fork")
+    answers = {hook.event: (hook.works, hook.answer) for hook in tried.tap([], None)}
+    assert answers == {
+        "exec": (False, "attached, and never runs"),
+        "fork": (True, "attached, unproven"),
+        "exit": (True, "proven: our own act came through"),
+    }
+
+
+@kernel
+def test_whose_events_are_not_reported(tried: Attempt) -> None:
+    other = Identity(4_000_000, 17)
+    tried.tap([], other)
+    identities = tried.pinned["map_identities"]
+    assert bpf.lookup(identities, other.key, 24) == bytes([0] * 8 + [1] + [0] * 15)
+
+
+@kernel
+def test_a_program_that_the_verifier_refuses(tried: Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tried.compiled._checked, "on_exit", b"\x95" + bytes(7))  # no value to return
+    (refused,) = [hook for hook in tried.tap([], None) if not hook.works]
+    assert (refused.event, refused.answer) == ("exit", "refused: Permission denied")
+
+
+class Seen:
+    """A source that saw what it is told."""
+
+    def __init__(self, *kinds: str) -> None:
+        self.kinds, self.open = kinds, True
+
+    def seen(self) -> Collection[str]:
+        return self.kinds
+
+    def close(self) -> None:
+        self.open = False
+
+
+@kernel
+def test_sources_of_our_own_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_kernel()
+
+    def refuse() -> Seen:
+        raise PermissionError(13, "no audit here")
+
+    reader = Seen("comm")
+    monkeypatch.setattr(attempt, "SOURCES", {"perf": lambda: reader, "audit": refuse})
+    for kind in ("comm", "cgroup"):
+        monkeypatch.setitem(acts.ACTS, kind, lambda: None)
+    made = attempt_at(
+        tmp_path,
+        {
+            **{name: surface for name, surface in SPINE.items() if surface},
+            "comm": Surface("perf"),
+            "cgroup": Surface("perf"),
+            "audit": Surface("audit"),
+            "ksymbol": Surface("another"),
+        },
+    )
+    answers = {hook.event: (hook.works, hook.answer) for hook in made.tap([], None)}
+    made.close()
+    assert not reader.open
+    assert (
+        answers.items()
+        >= {
+            "comm": (True, "proven: our own act came through"),
+            "cgroup": (False, "attached, and never runs"),
+            "audit": (False, "refused: no audit here"),
+            "ksymbol": (False, "this version has no such source"),
+        }.items()
+    )
+
+
+# ---- the choice
+
+
+class Stub:
+    """An attempt where only what is named fails; takes note of what was tried."""
+
+    tried: list[dict[str, str]]
+    fails: frozenset[tuple[str, str]]
+
+    def __init__(self, config: Config, cpus: Collection[int], entries: int, choice: Choice) -> None:
+        assert entries + OWN_ROWS < 1024
+        self.choice = choice
+        self.tried.append({name: surface.name for name, surface in choice.items()})
+
+    def tap(self, kinds: Collection[str], pipeline: Identity | None) -> list[Hook]:
+        return [
+            Hook(name, s.name, s.hooks, (name, s.name) not in self.fails, "an answer", s.cost)
+            for name, s in self.choice.items()
+        ]
+
+    def drop(self, failed: Collection[Hook]) -> None:
+        self.dropped = [hook.event for hook in failed]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def surface(name: str, cost: str = "") -> Surface:
+    return Surface(name, {f"raw_tp/{name}": "program"}, cost=cost)
+
+
+KINDS = {
+    schema.name: schema
+    for schema in (
+        Schema("one", "", (), number=1, always=True, surfaces=(surface("lsm"), surface("tracepoint"))),
+        Schema("two", "", (), number=2, surfaces=(surface("fexit"), surface("sys_exit", "dear"))),
+        Schema("three", "", (), number=3, surfaces=(surface("sys_exit", "dear"),)),
+    )
+}
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Stub]:
+    """Three kinds of our own, on a kernel of our own."""
+    stub = type("Host", (Stub,), {"tried": [], "fails": frozenset()})
+    monkeypatch.setattr(loader, "Attempt", stub)
+    monkeypatch.setattr(loader, "by_name", lambda: KINDS)
+    monkeypatch.setattr(source, "unit", lambda *_: ("", []))
+    monkeypatch.setattr(btf, "running", lambda: None)
+    monkeypatch.setattr(compiler, "refusal", lambda hook, log: refused.get(hook, ""))
+    refused.clear()
+    return stub
+
+
+refused: dict[str, str] = {}
+"""Hook → what the kernel of the test says to it."""
+
+
+def looking(folder: Path, *kinds: str, surface: str = "auto") -> Loader:
+    """A loader that is asked for these kinds by name; or for whatever costs nothing."""
+    found = Loader(config(folder, surface=surface))
+    object.__setattr__(found.config, "events", kinds)
+    found.kinds = list(kinds) or ["one", "two"]
+    return found
+
+
+def answers(hooks: list[Hook]) -> list[tuple[str, str, bool, str]]:
+    return [(hook.event, hook.surface, hook.works, hook.answer) for hook in hooks]
+
+
+def test_each_kind_comes_from_its_first_surface(host: type[Stub], tmp_path: Path) -> None:
+    _, hooks = looking(tmp_path).try_all()
+    assert host.tried == [{"one": "lsm", "two": "fexit"}]
+    assert all(hook.works for hook in hooks)
+
+
+def test_what_the_kernel_refuses_is_not_compiled(host: type[Stub], tmp_path: Path) -> None:
+    refused["raw_tp/lsm"] = "no"
+    _, hooks = looking(tmp_path).try_all()
+    assert host.tried == [{"one": "tracepoint", "two": "fexit"}]
+    assert answers(hooks) == [
+        ("one", "lsm", False, "raw_tp/lsm: no"),
+        ("one", "tracepoint", True, "an answer"),
+        ("two", "fexit", True, "an answer"),
+    ]
+
+
+def test_what_does_not_run_makes_room_for_the_next(host: type[Stub], tmp_path: Path) -> None:
+    host.fails = frozenset({("one", "lsm"), ("two", "fexit")})
+    last, hooks = looking(tmp_path).try_all()
+    assert host.tried == [{"one": "lsm", "two": "fexit"}, {"one": "tracepoint"}]
+    assert [hook.works for hook in hooks] == [False, True, False]
+    assert not hasattr(last, "closed")
+
+
+def test_a_price_is_paid_only_by_who_asks(host: type[Stub], tmp_path: Path) -> None:
+    refused["raw_tp/fexit"] = "no"
+    looking(tmp_path).try_all()
+    looking(tmp_path, "two", "three").try_all()
+    looking(tmp_path, "three").try_all()
+    assert host.tried == [
+        {"one": "lsm"},
+        {"one": "lsm", "two": "sys_exit", "three": "sys_exit"},
+        {"one": "lsm", "three": "sys_exit"},
+    ]
+
+
+def test_one_surface_for_all(host: type[Stub], tmp_path: Path) -> None:
+    looking(tmp_path, "one", surface="tracepoint").try_all()
+    looking(tmp_path, "two", surface="tracepoint").try_all()
+    assert host.tried == [{"one": "tracepoint"}, {"one": "lsm"}]
+
+
+def test_who_asks_for_what_cannot_be_had_is_told(host: type[Stub], tmp_path: Path) -> None:
+    refused.update({"raw_tp/fexit": "no", "raw_tp/sys_exit": "never"})
+    said = r"cannot give two \(fexit raw_tp/fexit: no, sys_exit raw_tp/sys_exit: never\); leave it out"
+    with pytest.raises(UserError, match=said):
+        looking(tmp_path, "two").attach(None)
+
+
+def test_the_matrix_tries_every_surface(host: type[Stub], tmp_path: Path) -> None:
+    refused["raw_tp/fexit"] = "no"
+    found = looking(tmp_path, "all").matrix()
+    assert answers(found) == [
+        ("one", "lsm", True, "an answer"),
+        ("one", "tracepoint", True, "an answer"),
+        ("two", "fexit", False, "raw_tp/fexit: no"),
+        ("two", "sys_exit", True, "an answer"),
+        ("three", "sys_exit", True, "an answer"),
+    ]
+
+
+@kernel
+def test_the_matrix_of_this_kernel(tmp_path: Path) -> None:
+    need_kernel()
+    found = {(hook.event, hook.surface): hook for hook in Loader(config(tmp_path, events="all")).matrix()}
+    assert found.keys() == {(name, s.name) for name, kind in by_name().items() for s in kind.surfaces}
+    assert found["exec", "tracepoint"].answer == "proven: our own act came through"
+    assert all(hook.answer for hook in found.values())
