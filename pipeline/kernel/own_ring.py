@@ -173,7 +173,8 @@ class _Form:
         form += f"{STRIDE - schema.room - 8 * len(schema.promises) - at}x{2 * len(schema.promises)}I"
         self._struct = struct.Struct(form)
         self._unknown: dict[str, int | bytes] = {
-            field.name: b"" if field.type in VARYING else field.nil or 0 for field in schema.fields
+            field.name: (field.nil or 0).to_bytes(2, "little") if field.type in VARYING else field.nil or 0
+            for field in schema.fields
         }
         self._promises = [(promise.name, caps[promise.cap]) for promise in schema.promises]
 
