@@ -24,8 +24,8 @@ from pipeline.kafka import AwayError, BrokerError, present
 from pipeline.kernel.attachment import BPFFS, probe
 from pipeline.kernel.layout import cgroup_known, cpus
 from pipeline.kernel.manifest import Hook
-from pipeline.render import size
 from pipeline.schema import by_name
+from pipeline.shown import size
 from pipeline.tables import console, mark, table
 
 __all__ = ["Finding", "can_run", "look", "print_findings"]
@@ -166,8 +166,8 @@ def surfaces(config: Config) -> list[Finding]:
 
 
 def judge(config: Config, tried: Sequence[Hook]) -> Iterator[Finding]:
-    """What the probe's answers mean: an event that was asked for needs one surface that works; so do those that
-    keep identities true.
+    """What the probe's answers mean: an event that was asked for needs one surface that works; so do those
+    that keep identities true.
     """
     working = {hook.event for hook in tried if hook.works}
     for name, schema in by_name().items():
