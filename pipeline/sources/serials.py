@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from pipeline.audit_types import EOE, SYSCALL
 
-__all__ = ["Joined", "Serials"]
+__all__ = ["EXPIRY", "TORN", "Joined", "Record", "Serials"]
 
 EXPIRY: Final = 2_000_000_000
 """ns that an event may take; auditd's own patience."""
@@ -29,24 +30,36 @@ _STAMP: Final = re.compile(rb"audit\((\d{1,12})\.(\d{3}):(\d{1,10})\): ?")
 _SERIALS: Final = 1 << 32
 
 
+class Record(NamedTuple):
+    """One record, as the kernel wrote it."""
+
+    type: int
+    text: bytes
+    """From `audit(TIME:SERIAL)` on."""
+    time: int
+    """When it came, ns since boot."""
+    place: int = 0
+    """Where it stands, in what it came from; of two records the later has the higher place."""
+    who: Mapping[str, int | bytes] = MappingProxyType({})
+    """Fields of the common block, where the kernel side read them as it was written."""
+
+
 @dataclass(slots=True)
 class Joined:
     """One event."""
 
-    time: int
-    """When its first record came, ns since boot."""
     audit_time: int
     """ns since the epoch, to 1 ms, as the records say it; 0: they do not."""
     serial: int
-    records: list[tuple[int, bytes]] = field(default_factory=list)
-    """(type, text), in order; the end (EOE) is not among them."""
+    records: list[Record] = field(default_factory=list)
+    """In order; the end (EOE) is not among them."""
     whole: bool = True
     """False: records can be missing. It did not end in time, or the socket overran meanwhile."""
 
     @property
     def text(self) -> bytes:
         """The promise `records`."""
-        return b"".join(b"type=%d msg=%s\0" % record for record in self.records)
+        return b"".join(b"type=%d msg=%s\0" % record[:2] for record in self.records)
 
 
 class Serials:
@@ -59,30 +72,35 @@ class Serials:
         self._numbers = _Numbers(limit)
 
     @property
-    def oldest(self) -> int | None:
-        """Time of the oldest open event."""
-        return next(iter(self._open.values())).time if self._open else None
+    def oldest(self) -> Record | None:
+        """The first record of the oldest open event."""
+        return next(iter(self._open.values())).records[0] if self._open else None
+
+    @property
+    def place(self) -> int | None:
+        """Of all records of open events, the lowest."""
+        return min((event.records[0].place for event in self._open.values()), default=None)
 
     @property
     def settled(self) -> bool:
         """No event is open, and of all numbers it is known whether they came."""
         return not self._open and self._numbers.certain
 
-    def feed(self, number: int, text: bytes, now: int) -> Iterator[Joined]:
-        """Take a record of a type that came at `now`; yields events that are over."""
-        stamp = _STAMP.match(text)
+    def feed(self, record: Record) -> Iterator[Joined]:
+        """Take a record; yields events that are over."""
+        stamp = _STAMP.match(record.text)
         key = stamp[0] if stamp else b""
         event = self._open.get(key)
         if event is None:
-            event = _begun(stamp, now)
+            event = _begun(stamp)
             if stamp:
                 self._numbers.take(event.serial)
-            if number != EOE:
+            if record.type != EOE:
                 self._open[key] = event
-        event.whole &= now >= self._torn
-        if number != EOE:
-            event.records.append((number, text))
-        if number == EOE or not stamp or _alone(number):
+        event.whole &= record.time >= self._torn
+        if record.type != EOE:
+            event.records.append(record)
+        if record.type == EOE or not stamp or _alone(record.type):
             self._open.pop(key, None)
             if event.records:
                 yield event
@@ -97,7 +115,7 @@ class Serials:
 
     def expire(self, now: int) -> Iterator[Joined]:
         """Events that took too long."""
-        while (oldest := self.oldest) is not None and oldest + self._expiry <= now:
+        while (oldest := self.oldest) is not None and oldest.time + self._expiry <= now:
             yield self._give_up()
 
     def finish(self) -> Iterator[Joined]:
@@ -114,7 +132,7 @@ class Serials:
     def _give_up(self) -> Joined:
         _, event = self._open.popitem(last=False)
         # Outside of system calls each record is an event of its own, and no end is written.
-        event.whole &= len(event.records) == 1 and event.records[0][0] != SYSCALL
+        event.whole &= len(event.records) == 1 and event.records[0].type != SYSCALL
         return event
 
 
@@ -158,10 +176,10 @@ class _Numbers:
         return new
 
 
-def _begun(stamp: re.Match[bytes] | None, now: int) -> Joined:
+def _begun(stamp: re.Match[bytes] | None) -> Joined:
     if stamp is None:
-        return Joined(now, 0, 0)
-    return Joined(now, int(stamp[1]) * 10**9 + int(stamp[2]) * 10**6, int(stamp[3]) % _SERIALS)
+        return Joined(0, 0)
+    return Joined(int(stamp[1]) * 10**9 + int(stamp[2]) * 10**6, int(stamp[3]) % _SERIALS)
 
 
 def _alone(number: int) -> bool:

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from pipeline.kernel import netlink
-from pipeline.sources import audit
+from pipeline.sources import wires
 from pipeline.sources.audit import Audit
 from tests.live.host import need_kernel
 from tests.sources.test_audit import World
@@ -35,7 +35,7 @@ def test_what_is_said_is_heard() -> None:
     found = b""
     while b"promissory-test" not in found:
         assert select.select([listener], [], [], 5)[0], "nothing came"
-        found = listener.recv(audit.LARGEST)
+        found = listener.recv(wires.LARGEST)
     listener.close()
     header = netlink.HEADER.unpack_from(found)
     assert header[1] in (1107, 1120)
@@ -60,9 +60,9 @@ def test_listening_leaves_the_daemons_socket_alone() -> None:
 
 
 def test_every_event_that_found_no_room_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit, "BUFFER", 16384)
+    monkeypatch.setattr(wires, "BUFFER", 16384)
     world = World(chunks=4 * CROWD)
-    source = Audit(world.ring, lambda pid, time: {}, 1)
+    source = Audit(world.ring, wires.Multicast(), lambda pid, time: {}, 1)
     for number in range(CROWD):
         netlink.say(b"number=%d" % number)
     time.sleep(0.2)  # a thread of the kernel sends them

@@ -19,8 +19,9 @@ from pipeline.kernel.layout import OWN
 from pipeline.kernel.own_ring import OwnMemory, OwnRing
 from pipeline.kernel.ring import PAGE
 from pipeline.schema import by_name
-from pipeline.sources.audit import BATCH, Audit, who_did
-from pipeline.sources.serials import EXPIRY, Serials
+from pipeline.sources.audit import Audit, who_did
+from pipeline.sources.serials import EXPIRY, Record, Serials
+from pipeline.sources.wires import BATCH, Multicast
 from tests.audit_writer import stamp
 
 SCHEMA = by_name()["audit"]
@@ -93,7 +94,7 @@ def nothing(pid: int, time: int) -> Mapping[str, int | bytes]:
 
 
 def test_an_event_is_put_with_who_did_it(world: World) -> None:
-    audit = Audit(world.ring, lambda pid, time: {"start": pid * 100, "exec_id": time}, 1)
+    audit = Audit(world.ring, Multicast(), lambda pid, time: {"start": pid * 100, "exec_id": time}, 1)
     world.call(7)
     audit.pump(50)
     assert not audit.waits
@@ -124,7 +125,7 @@ def test_an_event_is_put_with_who_did_it(world: World) -> None:
 
 
 def test_what_we_do_ourselves_is_filtered(world: World) -> None:
-    audit = Audit(world.ring, lambda pid, time: None if pid == 12 else {}, 1)
+    audit = Audit(world.ring, Multicast(), lambda pid, time: None if pid == 12 else {}, 1)
     world.call(7)
     world.say(1105, 8, b"pid=13 uid=0 msg='op=x pid=12'")
     audit.pump(50)
@@ -134,7 +135,7 @@ def test_what_we_do_ourselves_is_filtered(world: World) -> None:
 
 
 def test_an_event_that_is_open_is_nobodys_yet(world: World) -> None:
-    audit = Audit(world.ring, nothing, 1)
+    audit = Audit(world.ring, Multicast(), nothing, 1)
     world.call(6)
     world.say(SYSCALL, 7, BODY)
     audit.pump(50)
@@ -150,7 +151,7 @@ def test_an_event_that_is_open_is_nobodys_yet(world: World) -> None:
 
 
 def test_the_last_look_leaves_nothing_open(world: World) -> None:
-    audit = Audit(world.ring, nothing, 1)
+    audit = Audit(world.ring, Multicast(), nothing, 1)
     world.say(1305, 7, b"op=set audit_enabled=1 old=0 auid=0 ses=1 res=1")
     audit.pump(50, last=True)
     (head,) = world.payloads
@@ -159,7 +160,7 @@ def test_the_last_look_leaves_nothing_open(world: World) -> None:
 
 
 def test_an_overrun_is_said_and_counted(world: World) -> None:
-    audit = Audit(world.ring, nothing, 1)
+    audit = Audit(world.ring, Multicast(), nothing, 1)
     world.call(7)
     world.waiting.append(OSError(errno.ENOBUFS, "no buffer"))
     world.call(8)
@@ -177,14 +178,14 @@ def test_an_overrun_is_said_and_counted(world: World) -> None:
 
 
 def test_other_errors_are_not_swallowed(world: World) -> None:
-    audit = Audit(world.ring, nothing, 1)
+    audit = Audit(world.ring, Multicast(), nothing, 1)
     world.waiting.append(OSError(errno.EIO, "broken"))
     with pytest.raises(OSError, match="broken"):
         audit.pump(50)
 
 
 def test_a_look_is_bounded(world: World) -> None:
-    audit = Audit(world.ring, nothing, 1)
+    audit = Audit(world.ring, Multicast(), nothing, 1)
     for serial in range(BATCH):
         world.call(serial)
     audit.pump(50)
@@ -194,8 +195,8 @@ def test_a_look_is_bounded(world: World) -> None:
 
 
 def test_time_without_a_reader_is_booked(world: World) -> None:
-    Audit(world.ring, nothing, 1000).pump(2000)
-    Audit(world.ring, nothing, 5000)
+    Audit(world.ring, Multicast(), nothing, 1000).pump(2000)
+    Audit(world.ring, Multicast(), nothing, 5000)
     assert (int(world.row["away"][0]), int(world.row["away_ns"][0])) == (2, 1000 + 5000 - 2000)
 
 
@@ -215,13 +216,13 @@ def test_time_without_a_reader_is_booked(world: World) -> None:
 )
 def test_who_did_it(number: int, body: bytes, found: dict[str, int | bytes]) -> None:
     serials = Serials()
-    (event,) = [*serials.feed(number, stamp(1) + body, 0), *serials.finish()]
+    (event,) = [*serials.feed(Record(number, stamp(1) + body, 0)), *serials.finish()]
     assert who_did(event) == found
 
 
 def test_the_system_call_speaks_first() -> None:
     serials = Serials()
-    assert not list(serials.feed(1400, stamp(1) + b'avc: denied for pid=1 comm="x"', 0))
-    assert not list(serials.feed(SYSCALL, stamp(1) + BODY, 0))
-    (event,) = serials.feed(EOE, stamp(1), 0)
+    assert not list(serials.feed(Record(1400, stamp(1) + b'avc: denied for pid=1 comm="x"', 0)))
+    assert not list(serials.feed(Record(SYSCALL, stamp(1) + BODY, 0)))
+    (event,) = serials.feed(Record(EOE, stamp(1), 0))
     assert who_did(event)["pid"] == 12

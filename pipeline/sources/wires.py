@@ -1,0 +1,208 @@
+"""The two ways by which audit records come, alike to audit.py.
+
+    Multicast   netlink (kernel/netlink.py): beside auditd; what finds no room in the socket is lost
+    Kept        a ring of BPF's (bpf/audit.c): records wait there until their event is in ring 1022
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Final, Protocol
+
+import numpy as np
+
+from pipeline.chunk import AUDIT_RING, PAYLOAD, STRIDE
+from pipeline.event import Array, Slice
+from pipeline.kernel import netlink
+from pipeline.kernel.ring import Ring, RingMemory
+from pipeline.ledger import RingBooks
+from pipeline.schema import COMMON, by_name
+from pipeline.sources.serials import Record
+
+__all__ = ["BATCH", "BUFFER", "Kept", "Multicast", "Wire"]
+
+BUFFER: Final = 16 << 20
+"""Bytes of records that may wait in the socket."""
+LARGEST: Final = 16384
+"""Bytes of a message; the kernel's longest are about 9,000."""
+BATCH: Final = 2048
+"""Messages, or chunks, that one look takes."""
+PATIENCE: Final = 1_000_000_000
+"""ns after which a record is not waited for whose parts did not all come."""
+KIND: Final = by_name()["audit"]
+NAMES: Final = tuple(field.name for field in COMMON)
+
+
+class Wire(Protocol):
+    """Where records come from."""
+
+    @property
+    def descriptor(self) -> int:
+        """It becomes readable when one comes."""
+        ...
+
+    @property
+    def more(self) -> bool:
+        """Something waits still."""
+        ...
+
+    def take(self, now: int) -> Iterator[Record | None]:
+        """What came, in order; None: something was lost about here. `now`: ns since boot."""
+        ...
+
+    def lost(self, missing: int) -> int:
+        """How many more than at the last call are lost; `missing`: events whose numbers never came."""
+        ...
+
+    def release(self, place: int | None) -> None:
+        """Records before this place are safe; None: all that were taken."""
+        ...
+
+    def close(self) -> None:
+        """Listen no more."""
+        ...
+
+
+class Multicast:
+    """By netlink. Lost are events whose numbers never came, and records that the kernel gave up before they
+    had any.
+    """
+
+    def __init__(self) -> None:
+        """Listen. OSError carries the kernel's answer."""
+        self._listener = netlink.listen(BUFFER)
+        self._lost = _given_up()
+        self.more = False
+
+    @property
+    def descriptor(self) -> int:
+        """The socket's."""
+        return self._listener.fileno()
+
+    def take(self, now: int) -> Iterator[Record | None]:
+        """At most BATCH messages."""
+        receive, header = self._listener.recv, netlink.HEADER
+        self.more = True
+        for _ in range(BATCH):
+            try:
+                message = receive(LARGEST)
+            except BlockingIOError:
+                self.more = False
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                yield None
+                continue
+            yield Record(header.unpack_from(message)[1], message[header.size :], now)
+
+    def lost(self, missing: int) -> int:
+        """See Wire."""
+        before, self._lost = self._lost, _given_up()
+        return missing + max(self._lost - before, 0)
+
+    def release(self, place: int | None) -> None:
+        """What a socket gave is gone."""
+
+    def close(self) -> None:
+        """See Wire."""
+        self._listener.close()
+
+
+class Kept:
+    """By BPF. Lost are records that found no space in the ring: the kernel side counts them."""
+
+    def __init__(self, fd: int, memory: RingMemory, row: Array, booked: int) -> None:
+        """`row`: (1,) of layout.BOOKS, the ring's own; `booked`: how many of its losses are booked already."""
+        self.descriptor = fd
+        # Numbers come out of order where CPUs share a ring: drops are read from its row instead.
+        self._ring = Ring(AUDIT_RING, memory, RingBooks(position=int(memory.consumer[0])))
+        self._row, self._lost, self._drops = row, booked, int(row["drops"][0])
+        self._begun: dict[int, _Parts] = {}
+
+    @property
+    def more(self) -> bool:
+        """See Wire."""
+        return self._ring.waits or bool(self._begun)
+
+    def take(self, now: int) -> Iterator[Record | None]:
+        """At most BATCH chunks; records in the order in which their last parts came."""
+        drops = int(self._row["drops"][0])
+        if drops != self._drops:
+            self._drops = drops
+            yield None
+        found = self._ring.read(BATCH)
+        if found is not None:
+            yield from self._join(found)
+        for id, parts in list(self._begun.items()):
+            if parts.head.time + PATIENCE < now:
+                yield None
+                yield self._begun.pop(id).record()
+
+    def lost(self, missing: int) -> int:
+        """See Wire. Events whose numbers never came are among these."""
+        before, self._lost = self._lost, int(self._row["kinds"][0]["lost_full"][KIND.number])
+        return self._lost - before
+
+    def release(self, place: int | None) -> None:
+        """See Wire. A record that was taken in part is not safe either."""
+        begun = (parts.head.place for parts in self._begun.values())
+        cursor = self._ring.cursor
+        self._ring.release(min(cursor, cursor if place is None else place, *begun))
+
+    def close(self) -> None:
+        """The ring stays, for who comes next."""
+
+    def _join(self, found: Slice) -> Iterator[Record]:
+        chunks = found.chunks
+        heads = iter(_heads(found))
+        columns = (chunks[name].tolist() for name in ("id", "part", "parts", "size"))
+        for id, part, parts, size, payload in zip(*columns, chunks["payload"], strict=True):
+            if part == 0:
+                self._begun[id] = _Parts(next(heads), parts)
+                data = payload[PAYLOAD - KIND.room :]
+            else:
+                data = payload
+            begun = self._begun.get(id)
+            if begun is None:
+                continue  # it was not waited for any longer
+            begun.data[part] = data[:size].tobytes()
+            if len(begun.data) == parts:
+                yield self._begun.pop(id).record()
+
+
+@dataclass(slots=True)
+class _Parts:
+    """A record in chunks."""
+
+    head: Record
+    parts: int
+    data: dict[int, bytes] = field(default_factory=dict)
+
+    def record(self) -> Record:
+        """All that came of it, up to the first part that did not."""
+        pieces = [self.data[part] for part in takewhile(self.data.__contains__, range(self.parts))]
+        return self.head._replace(text=b"".join(pieces))
+
+
+def _heads(found: Slice) -> Iterator[Record]:
+    """Records of those chunks that are heads, still without their texts."""
+    rows = np.flatnonzero(found.chunks["part"] == 0)
+    heads = found.chunks[rows].view(KIND.dtype)
+    who = zip(*(heads[name].tolist() for name in NAMES), strict=True)
+    places = found.position + rows * STRIDE
+    for number, time, place, values in zip(
+        heads["type"].tolist(), found.chunks["time"][rows].tolist(), places.tolist(), who, strict=True
+    ):
+        yield Record(number, b"", time, place, dict(zip(NAMES, values, strict=True)))
+
+
+def _given_up() -> int:
+    """Records that the kernel gave up since the boot; 0 where it is not ours to ask."""
+    try:
+        return netlink.status().lost
+    except PermissionError:
+        return 0
