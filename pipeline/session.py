@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -23,10 +24,14 @@ from pipeline.errors import UserError
 from pipeline.kernel import attachment
 from pipeline.kernel.layout import wanted
 from pipeline.kernel.manifest import Manifest
+from pipeline.schema import by_name
 from pipeline.stages.filter import Judge
 from pipeline.tables import console, print_ledger, summary
 
-__all__ = ["attach", "detach", "run"]
+__all__ = ["absent", "attach", "detach", "run"]
+
+HOOK: Final = re.compile(r"^\w+/\w+: ")
+"""What an answer begins with."""
 
 
 async def run(config: Config, *, say: Say) -> int:
@@ -35,6 +40,8 @@ async def run(config: Config, *, say: Say) -> int:
     target = place.parse(config.to) if config.to else place.Folder(config.state)
     with _alone(config.state):
         manifest, ours = await _attached(config, say)
+        for text in absent(manifest):
+            say(text)
         try:
             pipeline = Pipeline(config, target, manifest, judge, say)
             await pipeline.open()
@@ -78,6 +85,22 @@ def detach(config: Config, say: Say) -> bool:
             f"{unread:,} events were still in the rings and are lost; a `run` before `detach` takes them"
         )
     return True
+
+
+def absent(manifest: Manifest) -> Iterator[str]:
+    """What is not collected though nobody left it out, and why: a line for all events of one reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, schema in by_name().items():
+        price = next((surface.cost for surface in schema.surfaces if surface.cost), "")
+        answers = [h.answer for h in manifest.hooks if h.event == name and not h.works]
+        if name in manifest.surfaces or not (price or answers):
+            continue
+        # `check` says which hook it was; here events are to share a line.
+        refused = "; ".join(dict.fromkeys(HOOK.sub("", answer) for answer in answers))
+        why = f"only at a price: it {price}; --events turns it on" if price else refused
+        reasons.setdefault(why, []).append(name)
+    for why, names in reasons.items():
+        yield f"not collected here: {', '.join(names)} ({why})"
 
 
 def _remove(config: Config, manifest: Manifest) -> dict[str, Any]:
