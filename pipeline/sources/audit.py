@@ -89,6 +89,8 @@ class Audit:
             if known is None:
                 self._ring.filter(self._schema, "self")
                 continue
+            if said.get("parent_pid", 0) != known.get("parent_pid", 0):  # it has another parent by now
+                known = {name: value for name, value in known.items() if not name.startswith("parent_")}
             values = {
                 **known,
                 **said,

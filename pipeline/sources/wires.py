@@ -116,7 +116,7 @@ class Kept:
     """By BPF. Lost are records that found no space in the ring: the kernel side counts them."""
 
     def __init__(self, fd: int, memory: RingMemory, row: Array, booked: int) -> None:
-        """`row`: (1,) of layout.BOOKS, the ring's own; `booked`: how many of its losses are booked already."""
+        """`row`: (1,) of layout.BOOKS, the ring's own; `booked`: how many losses are booked already."""
         self.descriptor = fd
         # Numbers come out of order where CPUs share a ring: drops are read from its row instead.
         self._ring = Ring(AUDIT_RING, memory, RingBooks(position=int(memory.consumer[0])))
