@@ -4,7 +4,7 @@ SHELL := /bin/bash
 python := .venv/bin/python
 setup := config/setup.sh
 
-.PHONY: help setup run test lint bench bench-long kafka kafka-stop clean
+.PHONY: help setup run test vm-test vm-kernels vm lint bench bench-long kafka kafka-stop clean
 
 help:
 	@sed -n 's/^#> //p' Makefile
@@ -19,9 +19,23 @@ setup:
 run:
 	@config/run.sh $(if $(DURATION),--duration $(DURATION)) $(ARGS)
 
-#> make test         every check and every test                [ARGS='...' for pytest]
-test: lint
+#> make test         every check and every test                [ARGS='...' for pytest: then on this kernel only]
+test: lint vm-kernels
 	@.venv/bin/pytest $(ARGS)
+	@$(if $(ARGS),echo "not run, as ARGS were given: make vm-test",$(python) -m tests.vm test)
+
+#> make vm-test      live tests inside Debian's kernels, in virtual machines   [ARGS='6.1 6.12 ...']
+vm-test: vm-kernels
+	@$(python) -m tests.vm test $(ARGS)
+
+# What cannot be fetched is said, and fails a test only in continuous integration.
+vm-kernels:
+	@$(setup) vm
+	@$(python) -m tests.vm fetch >/dev/null || [ "$$CI" != true ]
+
+#> make vm           one command inside one of them            [KERNEL=6.12] [COMMAND='...']
+vm: vm-kernels
+	@$(python) -m tests.vm run $(or $(KERNEL),6.12) -- $(or $(COMMAND),uname -a)
 
 #> make lint         the checks alone
 lint:
@@ -51,5 +65,5 @@ kafka-stop:
 #> make clean        remove what can be made again; Kafka's data stays
 clean:
 	@if [ -e .kafka/pid ]; then /usr/bin/python3 config/kafka/broker.py stop; fi
-	@rm -rf .venv .setup .kafka/jars-* dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	@rm -rf .venv .setup .kafka/jars-* .vm dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

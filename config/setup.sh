@@ -1,16 +1,21 @@
 #!/bin/bash
 # Installs what promissory needs: Debian packages, a virtual environment in .venv, Apache Kafka in .kafka.
 # What is there already is left alone, so a second call only looks. It speaks on stderr.
+# `setup.sh vm`: what the tests in virtual machines need, too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 here=$(pwd -P)
 
 # The last three are for the tests: a reader of Kafka that is not ours, and a compiler for small programs.
 packages=(python3-venv python3-bpfcc bpftool kcat gcc libc6-dev)
+# The emulator, the shell of its first moments, and what takes a kernel apart. Nothing but tests/vm needs them.
+machine_packages=(qemu-system-x86 busybox-static kmod binutils xz-utils zstd)
 # Debian's own interpreter, because bcc is Debian's package for it.
 python=/usr/bin/python3
 log=.setup/log
 no_kafka=.setup/no-kafka
+no_machines=.setup/no-machines
+[[ ${1:-} == vm ]] && machines=yes || machines=
 
 say() { echo "setup: $*" >&2; }
 
@@ -26,9 +31,10 @@ step() {
     return 1
 }
 
+# missing_packages PACKAGE...
 missing_packages() {
     local package
-    for package in "${packages[@]}"; do
+    for package; do
         [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || echo "$package"
     done
 }
@@ -74,8 +80,8 @@ kafka_is_ready() {
     [[ -x $python && -z $(kafka_needs) ]] && compgen -G '.kafka/jars-*' >/dev/null && $python config/kafka/broker.py fetch
 }
 
-# That Kafka cannot be had here is remembered for an hour, so that not every call tries again.
-kafka_was_refused() { [[ $(find "$no_kafka" -mmin -60 2>/dev/null) ]]; }
+# That something cannot be had here is remembered for an hour, so that not every call tries again.
+was_refused() { [[ $(find "$1" -mmin -60 2>/dev/null) ]]; }
 
 # Nothing else depends on Kafka: without it the local log takes its place.
 get_kafka() {
@@ -91,12 +97,25 @@ get_kafka() {
     $python config/kafka/broker.py fetch 2>"$no_kafka" && rm "$no_kafka"
 }
 
+machines_are_ready() {
+    [[ ! $machines || -z $(missing_packages "${machine_packages[@]}") ]] || was_refused "$no_machines"
+}
+
+# Without them tests/vm says what was not tested.
+get_machines() {
+    local missing
+    missing=$(missing_packages "${machine_packages[@]}")
+    rm -f "$no_machines"
+    # shellcheck disable=SC2086  # a list of words
+    step "for virtual machines: ${missing//$'\n'/ }" apt_install $missing || touch "$no_machines"
+}
+
 if ! command -v dpkg-query >/dev/null; then
     say "this is no Debian: please install by hand what config/setup.sh lists, and make .venv from it"
     exit 1
 fi
-missing=$(missing_packages)
-if [[ -z $missing ]] && venv_is_ready && { kafka_was_refused || kafka_is_ready; }; then
+missing=$(missing_packages "${packages[@]}")
+if [[ -z $missing ]] && venv_is_ready && { was_refused "$no_kafka" || kafka_is_ready; } && machines_are_ready; then
     exit 0
 fi
 if ((EUID != 0)); then
@@ -108,8 +127,9 @@ mkdir -p .setup
 exec 9>.setup/lock
 flock -n 9 || { say "waiting for another one to end" && flock 9; }
 : >"$log"
-missing=$(missing_packages)
+missing=$(missing_packages "${packages[@]}")
 # shellcheck disable=SC2086  # a list of words
 [[ -z $missing ]] || step "Debian packages: ${missing//$'\n'/ }" apt_install $missing
 venv_is_ready || make_venv
-kafka_was_refused || kafka_is_ready || get_kafka || true
+was_refused "$no_kafka" || kafka_is_ready || get_kafka || true
+machines_are_ready || get_machines

@@ -15,17 +15,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from tests.vm.kernels import HERE, STATE, Kernel, Missing
 
-__all__ = ["SLOTS", "run", "slot"]
+__all__ = ["SLOTS", "Broken", "ready", "run", "slot"]
 
 SLOTS: Final = 2
 """Machines at once on this host."""
-VIRTME: Final = STATE / "venv" / "bin" / "virtme-run"
+VIRTME: Final = Path(sys.executable).with_name("virtme-run")
+PROGRAMS: Final = (str(VIRTME), "qemu-system-x86_64", "busybox", "depmod")
 INSIDE: Final = Path(__file__).with_name("inside.sh")
 LSM: Final = "lsm=lockdown,capability,landlock,yama,bpf"
 CACHED: Final = "local,path=/,mount_tag=cached,security_model=none,multidevs=remap"
@@ -35,23 +36,35 @@ SLOWER: Final = 10
 LOOK: Final = 0.05
 
 
+class Broken(Exception):
+    """A machine did not come up, or did not come to its end; says why."""
+
+
+def ready() -> None:
+    """Raise Missing where this host cannot run a machine at all."""
+    missing = [program for program in PROGRAMS if not shutil.which(program)]
+    if missing:
+        raise Missing(f"{', '.join(missing)} not found: config/setup.sh vm")
+    if os.geteuid() != 0:
+        raise Missing("the machines share this host's root, and inside they are root: sudo")
+
+
 @contextlib.contextmanager
-def slot(folder: Path = STATE) -> Iterator[Path]:
+def slot(folder: Path = STATE, slots: int = SLOTS) -> Iterator[Path]:
     """One of the host's places for a machine: a folder of its own, ours while we are in here."""
     folder.mkdir(exist_ok=True)
     with contextlib.ExitStack() as files:
-        locks = [files.enter_context((folder / f"slot-{n}.lock").open("w")) for n in range(SLOTS)]
-        said = False
-        while True:
-            for number, lock in enumerate(locks):
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    yield folder / f"slot-{number}"
-                    return
-            if not said:
-                print(f"waiting: {SLOTS} virtual machines are running", file=sys.stderr, flush=True)
-                said = True
-            time.sleep(LOOK * 10)
+        locks = [files.enter_context((folder / f"slot-{n}.lock").open("wb")) for n in range(slots)]
+        number = _lock(locks)
+        if number is None:
+            print(f"vm: waiting, as {slots} machines are running", file=sys.stderr, flush=True)
+        while number is None:
+            time.sleep(10 * LOOK)
+            number = _lock(locks)
+        mine = folder / f"slot-{number}"
+        shutil.rmtree(mine, ignore_errors=True)
+        mine.mkdir()
+        yield mine
 
 
 def run(
@@ -61,21 +74,19 @@ def run(
     output: BinaryIO,
     options: Sequence[str] = (),
     timeout: float = 900,
+    began: Callable[[], None] = lambda: None,
 ) -> int:
-    """Boot a kernel, run a command in the project's folder as root, and return its status.
+    """Boot a kernel with more kernel `options`, run a command in the project's folder as root; its status.
 
-    `output` gets what it writes, as it comes. Raises Missing when the machine does not come up, TimeoutError
-    when the command takes longer than `timeout` seconds.
+    `output` gets what it writes, as it comes; `began` is called when it is our turn. Raises Broken when the
+    machine does not come up, or after `timeout` seconds.
     """
+    ready()
     image = kernel.image
-    if not VIRTME.exists() or not shutil.which("qemu-system-x86_64"):
-        raise Missing("virtual machines need virtme-ng and QEMU: VM=yes config/setup.sh")
-    with slot() as folder:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+    with slot() as folder, (folder / "console").open("wb") as console:
+        began()
         (folder / "command").write_text(f"export TESTS_SLOWER={SLOWER}\nexec {shlex.join(command)}\n")
         (folder / "output").touch()
-        console = (folder / "console").open("wb")
         machine = subprocess.Popen(
             [
                 *(VIRTME, "--kimg", image, "--mods", "auto", "--disable-kvm", "--rw", "--memory", "2G"),
@@ -90,29 +101,36 @@ def run(
             start_new_session=True,
         )
         try:
-            return _follow(machine, folder, output, time.monotonic() + timeout, timeout)
+            return _follow(machine, folder, output, timeout)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(machine.pid, signal.SIGKILL)
             machine.wait()
-            console.close()
 
 
-def _follow(
-    machine: subprocess.Popen[bytes], folder: Path, output: BinaryIO, end: float, timeout: float
-) -> int:
+def _lock(files: Sequence[BinaryIO]) -> int | None:
+    """Lock one of the files, whichever is free, and say which; it stays locked until it is closed."""
+    for number, file in enumerate(files):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return number
+    return None
+
+
+def _follow(machine: subprocess.Popen[bytes], folder: Path, output: BinaryIO, timeout: float) -> int:
+    """Pass on what the command writes until its status is there."""
+    end = time.monotonic() + timeout
     status = folder / "status"
     with (folder / "output").open("rb") as written:
         while True:
-            over = status.exists() and status.read_text().strip()
-            ended = machine.poll() is not None
+            over, ended = status.exists(), machine.poll() is not None
             output.write(written.read())
             output.flush()
             if over:
-                return int(over)
+                return int(status.read_text())
             if ended:
                 console = (folder / "console").read_text(errors="replace")
-                raise Missing(f"the machine did not come up; its console:\n{console[-6000:]}")
+                raise Broken(f"the machine did not come up; the end of its console:\n{console[-3000:]}")
             if time.monotonic() > end:
-                raise TimeoutError(f"the machine was stopped: {timeout:.0f} s were not enough (--timeout)")
+                raise Broken(f"the machine was stopped: {timeout:.0f} s were not enough for it")
             time.sleep(LOOK)
