@@ -72,10 +72,10 @@ PROGRAM(on_exec)
     s->stage = WALK_CWD;
     s->walk.calls = 0;
     walk_cwd(&s->walk, s->buffer, task, set->cap_path);
-    if (walk_short(&s->walk, s->buffer, &s->head.cwd)) {
+    if (walk_short(&s->walk, s->buffer, EXEC_PATHS, &s->head.cwd)) {
         s->stage = WALK_EXECUTABLE;
         walk_executable(&s->walk, s->buffer, task, set->cap_path);
-        if (walk_short(&s->walk, s->buffer, &s->head.executable))
+        if (walk_short(&s->walk, s->buffer, EXEC_PATHS, &s->head.executable))
             calls_exec.call(ctx, CALL_exec_emit);
     }
     calls_exec.call(ctx, CALL_exec_walk);
@@ -92,7 +92,7 @@ PROGRAM(exec_walk)
     if (!book || !set || !s)
         return 0;
     struct promise *promise = s->stage == WALK_CWD ? &s->head.cwd : &s->head.executable;
-    int ended = walk_on(&s->walk, s->buffer, promise);
+    int ended = walk_on(&s->walk, s->buffer, EXEC_PATHS, promise);
     if (!ended && ++s->walk.calls >= WALK_CALLS) {
         walk_give_up(book, &s->walk, promise);
         ended = 1;
@@ -172,7 +172,7 @@ PROGRAM(exec_emit)
     if (s->faults)
         head->environment.have = 0;
     stream->kind = KIND_exec;
-    int sent = head_send(stream, book, kind, ring, head, s->buffer, ROOM_exec, s->faults);
+    int sent = head_send(stream, book, kind, ring, head, s->buffer, EXEC_BUFFER, ROOM_exec, s->faults);
     struct identity_key key = {.start = head->start / TICK, .pid = head->pid};
     remember(book, &key, stream->id, s->flags);
     know_exec(stream->id, s->flags);

@@ -58,54 +58,18 @@ static __always_inline void append_string(char *buffer, u32 *back, u32 limit, co
 
 // The two walks, working directory first: it stands behind the executable. They begin in the hook's program and, where
 // they take long, go on in others.
+#define EXEC_PATHS (MIDDLE + NAME_ROOM) // bytes of a buffer that they may touch
 #define WALK_CWD 0
 #define WALK_EXECUTABLE 1
-
-// One step of a walk: 1 when it is at its end, and its length in `promise`.
-static __always_inline int walk_ended(struct walk *walk, char *buffer, struct promise *promise)
-{
-    if (walk_step(walk, buffer))
-        return 0;
-    walk_end(walk, buffer);
-    promise->of = walk->of;
-    promise->have = walk->end - walk->at;
-    return 1;
-}
-
-// The kernel allows no more tail calls for walks: capped, and how long the path would have been is not known.
-static __always_inline void walk_give_up(struct books *book, struct walk *walk, struct promise *promise)
-{
-    count(book->cut_calls);
-    promise->of = UNKNOWN;
-    promise->have = walk->end - walk->at;
-}
-
-// Most walks end here. (Linux 6.1 takes no loop that falls through into its head, and so clang lays out some: unrolled.)
-static __always_inline int walk_short(struct walk *walk, char *buffer, struct promise *promise)
-{
-#pragma unroll
-    for (int i = 0; i < SHORT_STEPS; i++)
-        if (walk_ended(walk, buffer, promise))
-            return 1;
-    return 0;
-}
-
-static __always_inline int walk_on(struct walk *walk, char *buffer, struct promise *promise)
-{
-    for (int i = 0; i < WALK_STEPS; i++)
-        if (walk_ended(walk, buffer, promise))
-            return 1;
-    return 0;
-}
 
 static __always_inline void walk_cwd(struct walk *walk, char *buffer, void *task, u32 cap)
 {
     void *fs = (void *)LOAD(task_struct, fs, task);
-    walk_begin(walk, buffer, LOAD(fs_struct, pwd__dentry, fs), LOAD(fs_struct, pwd__mnt, fs), MIDDLE, cap);
+    walk_begin(walk, buffer, EXEC_PATHS, LOAD(fs_struct, pwd__dentry, fs), LOAD(fs_struct, pwd__mnt, fs), MIDDLE, cap);
 }
 
 static __always_inline void walk_executable(struct walk *walk, char *buffer, void *task, u32 cap)
 {
     void *file = (void *)LOAD(mm_struct, exe_file, LOAD(task_struct, mm, task));
-    walk_begin(walk, buffer, LOAD(file, f_path__dentry, file), LOAD(file, f_path__mnt, file), walk->at, cap);
+    walk_begin(walk, buffer, EXEC_PATHS, LOAD(file, f_path__dentry, file), LOAD(file, f_path__mnt, file), walk->at, cap);
 }

@@ -156,7 +156,7 @@ PROGRAM(failed_walk)
     if (!book || !set || !s)
         return 0;
     struct promise *promise = s->stage == WALK_CWD ? &s->head.cwd : &s->head.executable;
-    int ended = walk_on(&s->walk, s->buffer, promise);
+    int ended = walk_on(&s->walk, s->buffer, EXEC_PATHS, promise);
     if (!ended && ++s->walk.calls >= WALK_CALLS / 2) {
         walk_give_up(book, &s->walk, promise);
         ended = 1;
@@ -272,8 +272,8 @@ PROGRAM(failed_emit)
     stream->local_left = s->back - s->walk.at;
     stream->user_left = stream->next_left = 0;
     stream->kind = KIND_exec_failed;
-    int sent = head_send(stream, book, &book->kinds[KIND_exec_failed], ring, &s->head, s->buffer, ROOM_exec_failed,
-                         s->faults);
+    int sent = head_send(stream, book, &book->kinds[KIND_exec_failed], ring, &s->head, s->buffer, FAILED_BUFFER,
+                         ROOM_exec_failed, s->faults);
     if (sent != HEAD_AND_MORE)
         return 0;
     calls_exec_failed.call(ctx, CALL_failed_stream);

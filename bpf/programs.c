@@ -12,6 +12,7 @@
 #include "read.h"
 #include "chunk.h"
 #include "identity.h"
+#include "event.h"
 #include "path.h"
 #include "stream.h"
 #include "exec.h"

@@ -3,6 +3,9 @@
 // it back. A slot that was taken says whose it is, so that a part behind a tail call finds it again.
 
 #define SLOTS 4 // runs that can overlap on one CPU; one more is a lost event, booked (lost_slot)
+#define SLOT_MIDDLE (PATH_ROOM + NAME_ROOM) // of a buffer: one path is walked back from here, strings read on
+#define SLOT_STRINGS 5120
+#define SLOT_BUFFER (SLOT_MIDDLE + SLOT_STRINGS + PAYLOAD)
 
 struct slot {
     u64 owner; // task; 0: free
@@ -11,7 +14,7 @@ struct slot {
     u32 faults;
     u32 back;
     u8 head[PAYLOAD];
-    char buffer[MIDDLE + STRING_ROOM + PAYLOAD];
+    char buffer[SLOT_BUFFER];
 };
 
 BPF_ARRAY(slots, struct slot, RINGS * SLOTS);
@@ -46,4 +49,31 @@ static __always_inline struct slot *slot_mine(u32 ring)
 static __always_inline void slot_give(struct slot *slot)
 {
     slot->owner = 0;
+}
+
+// Count an event of the current process and begin it in a slot. NULL: not wanted, or lost; it is booked. Otherwise the payload to
+// be filled, its common block done.
+static __always_inline void *slot_begin(struct event *event, u16 number)
+{
+    if (!event_begin(event, number) || !wanted(event->set, event->kind, number, event_flags(event)))
+        return 0;
+    struct slot *slot = event->slot = slot_take(event->kind, event->ring);
+    if (!slot)
+        return 0;
+    slot->back = slot->walk.at = SLOT_MIDDLE;
+    slot->walk.calls = slot->faults = 0;
+    slot->stream.kind = number;
+    fill_common((struct payload_common *)slot->head, event->set, event->task, event->leader, event->self);
+    return slot->head;
+}
+
+// Send what the slot has: a path that was walked, and strings behind it.
+static __always_inline int slot_send(struct event *event, u32 room)
+{
+    struct slot *slot = event->slot;
+    struct stream *stream = &slot->stream;
+    stream->at = slot->walk.at;
+    stream->local_left = slot->back - slot->walk.at;
+    stream->user_left = stream->next_left = 0;
+    return head_send(stream, event->book, event->kind, event->ring, slot->head, slot->buffer, SLOT_BUFFER, room, slot->faults);
 }

@@ -26,7 +26,7 @@ struct stream {
 #define HEAD_AND_MORE 2
 
 static __always_inline int head_send(struct stream *stream, struct books *book, struct kind_books *kind, u32 ring,
-                                     void *head, char *buffer, u32 room, u16 faults)
+                                     void *head, char *buffer, u32 buffer_size, u32 room, u16 faults)
 {
     u32 bytes = stream->local_left + stream->user_left + stream->next_left;
     stream->parts = bytes <= room ? 1 : 1 + (bytes + PAYLOAD - 1) / PAYLOAD;
@@ -50,7 +50,7 @@ static __always_inline int head_send(struct stream *stream, struct books *book, 
     chunk->faults = faults;
     chunk->size = stream->parts == 1 ? bytes : 0;
     if (stream->parts == 1)
-        bpf_probe_read_kernel(chunk->data + PAYLOAD - room, room, buffer + bound(stream->at, MIDDLE));
+        bpf_probe_read_kernel(chunk->data + PAYLOAD - room, room, buffer + bound(stream->at, buffer_size - PAYLOAD));
     chunk_submit(chunk);
     return stream->parts == 1 ? HEAD_ALONE : HEAD_AND_MORE;
 }
