@@ -9,6 +9,7 @@ closes its link, the end cascades, and `run` is over when the sink has made the 
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any, Final, Generic, TypeAlias, TypeVar
@@ -17,6 +18,7 @@ import trio
 
 from pipeline import books, place
 from pipeline.books import Holder
+from pipeline.chunk import OWN_RINGS
 from pipeline.clock import Clock
 from pipeline.columns import Columns
 from pipeline.config import Config
@@ -33,6 +35,8 @@ from pipeline.sinks.kafka import KafkaSink
 from pipeline.sinks.log import LogSink
 from pipeline.sinks.outbox import Outbox
 from pipeline.sinks.sink import Sink
+from pipeline.sources.feeds import Feed
+from pipeline.sources.perf import Perf, Wanted
 from pipeline.sources.rings import Rings
 from pipeline.stages import stage
 from pipeline.stages.assemble import Assemble
@@ -83,7 +87,8 @@ class Pipeline:
             ring.release(ring.position)
         self._sink = self._make_sink(target)
         self._view = None if config.quiet or isinstance(target, place.Stdout) else View(console())
-        self._source = Rings(self._rings, self._attachment.descriptors, Clock())
+        self._feeds = self._make_feeds()
+        self._source = Rings(self._rings, self._attachment.descriptors, Clock(), feeds=self._feeds)
         self._stages = self._make_stages(judge)
         self._holders: list[Holder] = []
         self._leave_rest = False
@@ -104,6 +109,17 @@ class Pipeline:
             return JsonLines(self._keeper)
         return LogSink(self._store, self._keeper, self._say)
 
+    def _make_feeds(self) -> list[Feed]:
+        """Sources that are no BPF programs. Opened here, while there are privileges."""
+        config, manifest = self._config, self._manifest
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        kinds = [kind for kind in manifest.kinds if manifest.surfaces.get(kind) == "perf"]
+        if not kinds:
+            return []
+        ring = self._attachment.own_ring(OWN_RINGS["perf"], config.caps.model_dump())
+        wanted = Wanted(kinds, config.memory.all, config.kernel.uids, config.kernel.cgroups)
+        return [Perf(ring, self._attachment.who(), wanted, now)]
+
     async def open(self) -> None:
         """Reach the broker, where there is one; what it says of its limits goes into encode."""
         if isinstance(self._sink, KafkaSink):
@@ -123,6 +139,8 @@ class Pipeline:
                 if self._view:
                     self._view.close()
                 nursery.cancel_scope.cancel()
+        for feed in self._feeds:
+            feed.close()
         return not scope.cancelled_caught
 
     async def _flow(self) -> None:

@@ -166,9 +166,8 @@ class Attached(Attachment):
             entries=max(self.kernel) + 1,
             kinds=list(by_name()),
             hooks=[
-                Hook(kind, schema.surfaces[0].name, {}, True, "proven")
-                for kind, schema in by_name().items()
-                if schema.surfaces
+                Hook(kind, "proc" if kind == "process" else "tracepoint", {}, True, "proven")
+                for kind in by_name()
             ],
             processes=int(np.count_nonzero(self._processes["part"] == 0)),
         )

@@ -41,6 +41,7 @@ from pipeline.kernel.layout import (
 from pipeline.kernel.manifest import FILE, PROC_FILE, Hook, Manifest
 from pipeline.kernel.own_ring import OwnMemory, OwnRing
 from pipeline.kernel.ring import Ring, RingMemory
+from pipeline.kernel.who import Who
 from pipeline.ledger import Books, KernelBooks, RingBooks, Tally, zeros
 from pipeline.schema import by_name
 
@@ -189,6 +190,10 @@ class Attachment:
     def own_ring(self, number: int, caps: Mapping[str, int]) -> OwnRing:
         """The writer of a ring that the pipeline fills itself; `caps`: the most bytes of promises."""
         return OwnRing(number, self._own[number], self._own_row(number), caps)
+
+    def who(self) -> Who:
+        """Tells who a pid was, where sources of the pipeline's own were chosen."""
+        return Who(bpf.get(Path(self.manifest.pins) / "map_pids"), self._identities)
 
     def source_books(self, ring: int) -> dict[str, int]:
         """What the row of such a ring counts besides (layout.OWN_COUNTERS); nothing for others."""

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 from pipeline.chunk import OWN_RINGS
 from pipeline.config import Config
-from pipeline.kernel import bpf, netlink, own_ring
+from pipeline.kernel import bpf, netlink, own_ring, perf_event
 from pipeline.kernel.acts import ACTS, act
 from pipeline.kernel.calls import NUMBERS
 from pipeline.kernel.compiler import Compiled, attach
@@ -56,7 +56,7 @@ class Witness(Protocol):
         ...
 
 
-SOURCES: Final[dict[str, Callable[[], Witness]]] = {"audit": netlink.Witness}
+SOURCES: Final[dict[str, Callable[[], Witness]]] = {"audit": netlink.Witness, "perf": perf_event.Witness}
 """Surface without BPF programs → how to look whether it delivers. OSError carries the kernel's answer."""
 
 

@@ -9,11 +9,13 @@ import ctypes
 import mmap
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 __all__ = [
     "NOEXIST",
+    "ProgramInfo",
     "create_array",
     "create_ring",
     "delete",
@@ -23,6 +25,8 @@ __all__ = [
     "map_info",
     "map_memory",
     "pin",
+    "program_ids",
+    "program_info",
     "program_misses",
     "update",
 ]
@@ -33,6 +37,7 @@ MAP_TYPE_RINGBUF: Final = 27
 MMAPABLE: Final = 1 << 10
 
 _CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT, _PIN, _GET, _INFO = 0, 1, 2, 3, 4, 6, 7, 15
+_NEXT_PROGRAM, _PROGRAM = 11, 13
 _SYSCALL: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280}.get(os.uname().machine, 321)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -140,3 +145,37 @@ def map_memory(fd: int, size: int, writable: bool = True) -> mmap.mmap:
     """The values of an array map as memory; `size` is rounded up to whole pages."""
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
     return mmap.mmap(fd, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE, mmap.MAP_SHARED, protection)
+
+
+class ProgramInfo(NamedTuple):
+    """What the kernel tells of a loaded program."""
+
+    type: int
+    tag: bytes
+    name: bytes
+    instructions: int
+    """After verification."""
+    jited: int
+    """Bytes of machine code."""
+
+
+def program_info(id: int) -> ProgramInfo:
+    """Ask for a program by its id; FileNotFoundError: it is gone."""
+    fd = _bpf(_PROGRAM, struct.pack("=III", id, 0, 0), f"program {id}")
+    try:
+        info = ctypes.create_string_buffer(232)
+        _bpf(_INFO, struct.pack("=IIQ", fd, 232, _address(info)), "program info")
+    finally:
+        os.close(fd)
+    type, _, tag, jited, translated, name = struct.unpack_from("=II8sII40x16s", info.raw)
+    return ProgramInfo(type, tag, name.partition(b"\0")[0], translated // 8, jited)
+
+
+def program_ids() -> Iterator[int]:
+    """Ids of all loaded programs."""
+    id = 0
+    while True:
+        buffer = ctypes.create_string_buffer(struct.pack("=III", id, 0, 0), 12)
+        if _libc.syscall(_SYSCALL, _NEXT_PROGRAM, buffer, len(buffer)) < 0:
+            return
+        yield (id := struct.unpack_from("=I", buffer.raw, 4)[0])

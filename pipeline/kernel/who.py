@@ -1,0 +1,238 @@
+"""Who a pid was: for records that name a process by nothing else (perf, audit).
+
+    the map `pids` (bpf/identity.h), which remembers processes beyond their end → else /proc → else nil
+
+Never a guess: what could have changed between the last exec and the record is told only where it is the same
+before and after (in the map, and at the process's end or in /proc now).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from pipeline.kernel import bpf
+from pipeline.kernel.layout import IDENTITY, OURS, TICK, Identity, cgroup_known
+
+__all__ = ["NAMELESS", "Who"]
+
+Values = dict[str, int | bytes]
+NAMELESS: Final = b"\0\xff"
+"""An unknown comm (schemas/common.toml)."""
+_NOBODY: Final = 0xFFFFFFFF
+_KNOWN: Final = struct.Struct("=9Q6I16s")
+_KEPT: Final = 4096
+"""Processes that are kept in mind between two looks."""
+_CGROUPS: Final = "/sys/fs/cgroup"
+
+
+class _Known(NamedTuple):
+    """struct known of bpf/identity.h."""
+
+    start: int
+    exec_id: int
+    exec_time: int
+    before_id: int
+    before_time: int
+    parent_start: int
+    cgroup: int
+    flags: int
+    ended: int
+    parent_pid: int
+    ns_pid: int
+    uid: int
+    gid: int
+    before_uid: int
+    before_gid: int
+    comm: bytes
+
+    def runs(self, time: int) -> int:
+        """The exec whose program it ran at a time, ns since boot; 0: unknown."""
+        if time >= self.exec_time:
+            return self.exec_id
+        return self.before_id if 0 < self.before_time <= time else 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Living:
+    """What /proc says."""
+
+    start: int
+    """Ticks."""
+    parent_pid: int
+    parent_start: int | None
+    """ns, to a tick."""
+    ns_pid: int
+    uid: int
+    gid: int
+    cgroup: int
+    comm: bytes
+
+
+class _Look(NamedTuple):
+    """What was found of a pid, and when (ns since boot): true for all records until then."""
+
+    at: int
+    known: _Known | None
+    living: _Living | None
+
+
+class Who:
+    """Call it for fields of the common block (schemas/common.toml)."""
+
+    def __init__(self, pids: int, identities: int) -> None:
+        """Descriptors of the kernel's maps."""
+        self._pids, self._identities = pids, identities
+        self._cgroups = cgroup_known()
+        self._looks: dict[int, _Look] = {}
+
+    def __call__(self, pid: int, when: int, tid: int = 0) -> Values | None:
+        """What is known of the process that had this pid at `when` (ns since boot); None: it is the
+        pipeline's own. `tid`: the thread, where it is known.
+        """
+        values: Values = {"pid": pid, "tid": tid or pid}
+        look = self._look(pid, when) if pid else _Look(0, None, None)
+        known, living = look.known, look.living
+        if known is not None and when >= known.start:
+            if known.flags & OURS:
+                return None
+            self._of_known(values, known, living, when)
+        elif known is None and living is not None and when >= living.start * TICK:
+            identity = self._identity(pid, living.start)
+            if identity and identity[1] & OURS:
+                return None
+            self._of_living(values, living)
+            values["exec_id"] = identity[0] if identity else 0
+        else:
+            return values  # it had the pid before the one that is known
+        if values["tid"] != pid:
+            values["comm"] = _thread_comm(pid, tid) if living else NAMELESS
+        if parent := values.get("parent_pid"):
+            values["parent_exec_id"] = self._runs(int(parent), int(values["parent_start"]), when)
+        return values
+
+    def _look(self, pid: int, when: int) -> _Look:
+        look = self._looks.get(pid)
+        if look is None or look.at < when:
+            if len(self._looks) >= _KEPT:
+                self._looks.clear()
+            look = self._looks[pid] = self._look_again(pid)
+        return look
+
+    def _look_again(self, pid: int) -> _Look:
+        known = self._known(pid)
+        living = None if known and known.ended else self._living(pid)
+        if living is None and known and not known.ended:
+            known = self._known(pid)  # it ended in between
+        if known and living and living.start != known.start // TICK:
+            living = None
+        return _Look(time.clock_gettime_ns(time.CLOCK_BOOTTIME), known, living)
+
+    def _known(self, pid: int) -> _Known | None:
+        found = bpf.lookup(self._pids, pid.to_bytes(4, "little"), _KNOWN.size)
+        return _Known(*_KNOWN.unpack(found)) if found else None
+
+    def _identity(self, pid: int, start: int) -> tuple[int, int] | None:
+        """(exec id, flags) of a process that lives; `start` in ticks."""
+        found = bpf.lookup(self._identities, Identity(pid, start).key, IDENTITY.size)
+        return IDENTITY.unpack(found)[:2] if found else None
+
+    def _runs(self, pid: int, start: int, when: int) -> int:
+        known = self._known(pid)
+        if known is not None and known.start // TICK == start // TICK:
+            return known.runs(when)
+        found = self._identity(pid, start // TICK)
+        return found[0] if found else 0
+
+    def _of_known(self, values: Values, known: _Known, living: _Living | None, when: int) -> None:
+        older = when < known.exec_time
+        sure = bool(known.ended or living)
+        values |= {"start": known.start, "exec_id": known.runs(when), "ns_pid": known.ns_pid}
+        for name in ("uid", "gid"):
+            value = getattr(known, name)
+            same = living is None or getattr(living, name) == value
+            before = not older or getattr(known, f"before_{name}") == value
+            if sure and same and before:
+                values[name] = value
+        if sure and (living is None or living.cgroup == known.cgroup):
+            values["cgroup"] = known.cgroup
+        if sure and known.parent_pid and (living is None or living.parent_pid == known.parent_pid):
+            values["parent_pid"], values["parent_start"] = known.parent_pid, known.parent_start
+        if sure and not older and (living is None or living.comm == known.comm.partition(b"\0")[0]):
+            values["comm"] = known.comm
+
+    def _of_living(self, values: Values, living: _Living) -> None:
+        values |= {
+            "start": living.start * TICK,
+            "ns_pid": living.ns_pid,
+            "uid": living.uid,
+            "gid": living.gid,
+            "cgroup": living.cgroup,
+            "comm": living.comm,
+        }
+        if living.parent_start is not None:
+            values["parent_pid"], values["parent_start"] = living.parent_pid, living.parent_start
+
+    def _living(self, pid: int) -> _Living | None:
+        """None: it has ended."""
+        try:
+            folder = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY)
+        except OSError:
+            return None
+        try:
+            comm, stat = _stat(f"/proc/self/fd/{folder}")
+            lines = _read(f"/proc/self/fd/{folder}/status").splitlines()
+            status = dict(line.split(b":\t", 1) for line in lines if b":\t" in line)
+            path = _read(f"/proc/self/fd/{folder}/cgroup").partition(b"0::")[2] if self._cgroups else b""
+        except OSError:
+            return None
+        finally:
+            os.close(folder)
+        parent = int(stat[1])
+        return _Living(
+            start=int(stat[19]),
+            parent_pid=parent,
+            parent_start=_start(parent),
+            ns_pid=int(status[b"NSpid"].split()[-1]),
+            uid=int(status[b"Uid"].split()[0]),
+            gid=int(status[b"Gid"].split()[0]),
+            cgroup=_inode(path.rstrip(b"\n")) if self._cgroups else 0,
+            comm=comm,
+        )
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read(1 << 16)
+
+
+def _stat(folder: str) -> tuple[bytes, list[bytes]]:
+    """A process's name, and the fields of its stat file from the third on."""
+    text = _read(f"{folder}/stat")
+    return text[text.index(b"(") + 1 : text.rindex(b")")], text[text.rindex(b")") + 2 :].split()
+
+
+def _start(pid: int) -> int | None:
+    """ns since boot, to a tick; None: it has ended, or is the kernel itself."""
+    try:
+        return int(_stat(f"/proc/{pid}")[1][19]) * TICK if pid else None
+    except OSError:
+        return None
+
+
+def _thread_comm(pid: int, tid: int) -> bytes:
+    try:
+        return _stat(f"/proc/{pid}/task/{tid}")[0]
+    except OSError:
+        return NAMELESS
+
+
+def _inode(path: bytes) -> int:
+    """Of a version-2 cgroup, by its path; 0: unknown."""
+    try:
+        return os.stat(os.fsencode(_CGROUPS) + path).st_ino
+    except OSError:
+        return 0
