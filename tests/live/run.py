@@ -16,6 +16,7 @@ from typing import Any
 import msgpack
 
 from pipeline.books import ask
+from pipeline.kernel.manifest import Manifest
 from pipeline.store import LOG, Store
 from tests.live.witness import Act
 
@@ -135,6 +136,13 @@ class Live:
             self.process = None
         if self.pins.exists():
             self.command("detach", "--state", str(self.state))
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Kind that is reported → the surface that it comes from."""
+        manifest = Manifest.read(self.state)
+        assert manifest is not None
+        return {kind: manifest.surfaces[kind] for kind in manifest.kinds}
 
     def ledger(self) -> dict[str, Any]:
         """What `promissory ledger --json` says; the live pipeline's answer is asked for without a command."""
