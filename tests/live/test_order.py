@@ -18,7 +18,7 @@ def test_a_process_that_hops(live: Live, acts: bytes) -> None:
     cpus = os.cpu_count() or 1
     act = execute(acts, [b"acts", b"hop", b"%d" % HOPS, b"%d" % cpus])
     live.ended(act.pid)
-    records = live.log.of(act.pid)
+    records = live.log.of(act.pid, "exec", "fork", "exit")
     kinds = [r["kind"] for r in records]
     assert kinds == ["exec", "fork"] * (HOPS + 1) + ["exit"]
     assert [int(r["argv"][2]) for r in records if r["kind"] == "exec"] == list(range(HOPS, -1, -1))
