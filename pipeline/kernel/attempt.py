@@ -40,6 +40,8 @@ __all__ = ["DISPATCHER", "LOG", "SOURCES", "Attempt", "Witness"]
 
 LOG: Final = "loader.log"
 MAPS: Final = ("books", "settings", "identities", "uids", "cgroups")
+SYMBOL_FORMAT: Final = b"%pS".ljust(8, b"\0")
+"""How bpf/texts.h has the kernel write a symbol."""
 DISPATCHER: Final = "raw_tp/sys_exit"
 """The hook of bpf/sys_exit.c, which calls the handlers of hooks of type sys_exit."""
 
@@ -147,6 +149,10 @@ class Attempt:
             bpf.update(self.compiled.map("uids"), uid.to_bytes(4, "little"), b"\1")
         for cgroup in config.kernel.cgroups:
             bpf.update(self.compiled.map("cgroups"), cgroup.to_bytes(8, "little"), b"\1")
+
+        formats = self.compiled.map("formats")
+        bpf.update(formats, bytes(4), SYMBOL_FORMAT)
+        bpf.freeze(formats)
 
     def _know(self, pipeline: Identity | None) -> None:
         """What this process causes is a self-test, what the pipeline causes its own: neither is reported."""

@@ -15,12 +15,17 @@ from typing import Final, NamedTuple
 
 __all__ = [
     "NOEXIST",
+    "NOTHING",
+    "RAW_TRACEPOINT",
     "ProgramInfo",
+    "attach_tracepoint",
     "create_array",
     "create_ring",
     "delete",
+    "freeze",
     "get",
     "keys",
+    "load_program",
     "lookup",
     "map_info",
     "map_memory",
@@ -35,8 +40,13 @@ NOEXIST: Final = 1
 MAP_TYPE_ARRAY: Final = 2
 MAP_TYPE_RINGBUF: Final = 27
 MMAPABLE: Final = 1 << 10
+RAW_TRACEPOINT: Final = 17
+"""Type of program."""
+NOTHING: Final = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
+"""A program that returns 0."""
 
-_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT, _PIN, _GET, _INFO = 0, 1, 2, 3, 4, 6, 7, 15
+_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT, _LOAD, _PIN, _GET = range(8)
+_INFO, _TRACEPOINT, _FREEZE = 15, 17, 22
 _NEXT_PROGRAM, _PROGRAM = 11, 13
 _SYSCALL: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280}.get(os.uname().machine, 321)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -68,6 +78,22 @@ def create_array(value_size: int, entries: int, name: str) -> int:
         "=IIIIIII16s", MAP_TYPE_ARRAY, 4, value_size, entries, MMAPABLE, 0, 0, name.encode()[:15]
     )
     return _bpf(_CREATE, attributes.ljust(72, b"\0"), name)
+
+
+def load_program(kind: int, code: bytes, name: str = "") -> int:
+    """Load a program of this type; its descriptor."""
+    instructions, license = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(b"GPL")
+    attributes = struct.pack(
+        *("=IIQQIIQII16s", kind, len(code) // 8, _address(instructions), _address(license)),
+        *(0, 0, 0, 0, 0, name.encode()[:15]),
+    )
+    return _bpf(_LOAD, attributes, name)
+
+
+def attach_tracepoint(program: int, name: str) -> int:
+    """Attach a loaded program to a raw tracepoint; the link's descriptor."""
+    text = ctypes.create_string_buffer(name.encode())
+    return _bpf(_TRACEPOINT, struct.pack("=QII", _address(text), program, 0), name)
 
 
 def pin(fd: int, path: Path) -> None:
@@ -110,6 +136,11 @@ def delete(fd: int, key: bytes) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def freeze(fd: int) -> None:
+    """Let nobody write to a map from user space any more."""
+    _bpf(_FREEZE, struct.pack("=I", fd), "freeze")
 
 
 def keys(fd: int, key_size: int) -> list[bytes]:

@@ -64,11 +64,13 @@ class Btf:
         self._members: dict[int, dict[str, tuple[int, int]]] = {}
 
     def place(self, struct: str, field: str) -> Place | None:
-        """A field's place; `outer__inner` names a field of an embedded struct. None: there is none."""
+        """A field's place; `outer__inner` names a field of an embedded struct, `array__0` an array's first
+        element. None: there is none.
+        """
         type_id = self._find(struct, STRUCT, UNION)
         offset = 0
         for name in field.split("__"):
-            found = self._fields(type_id).get(name)
+            found = self._element(type_id, int(name)) if name.isdigit() else self._fields(type_id).get(name)
             if found is None:
                 return None
             offset += found[0] // 8
@@ -117,6 +119,13 @@ class Btf:
                     found.setdefault(inner, (start + offset, kind))
             self._members[type_id] = found
         return self._members[type_id]
+
+    def _element(self, type_id: int, number: int) -> tuple[int, int] | None:
+        """(bits from the start, type) of an array's element."""
+        if self._kind(type_id) != ARRAY:
+            return None
+        element = int(self._words[self._starts[type_id - 1] + 3])
+        return number * self._size(self._resolve(element)) * 8, element
 
     def _added(self, type_id: int, *kinds: int) -> npt.NDArray[np.uint32]:
         """What a type of one of these kinds has for each member or parameter, a row each; else no rows."""

@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from pipeline.errors import UserError
-from pipeline.kernel import btf, offsets, source
+from pipeline.kernel import bpf, btf, offsets, source
 from pipeline.kernel.source import Choice
 
 __all__ = ["HOOKS", "Compiled", "attach", "refusal"]
@@ -36,8 +35,6 @@ HOOKS: Final = {
     "fexit": (26, "kretfunc__"),
     "lsm": (29, "lsm__"),
 }
-NOTHING: Final = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
-"""A program that returns 0: what a kernel says to it, it says to any of its type."""
 
 
 def refusal(hook: str, log: Path) -> str:
@@ -51,7 +48,7 @@ def refusal(hook: str, log: Path) -> str:
     if btf.running().function(function) is None:
         return "this kernel has no such hook" if kind == "lsm" else "this kernel has no such function"
     try:
-        os.close(_load(hook, NOTHING, log))
+        os.close(_load(hook, bpf.NOTHING, log))  # any program of the type gets the same answer
     except OSError as error:
         return f"refused: {error.strerror}"
     return ""

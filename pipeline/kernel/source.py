@@ -32,7 +32,7 @@ MOVED: Final = 0x4000
 USED: Final = re.compile(r"\b(READ|LOAD|READ_IF|LOAD_IF|AT|AROUND)\((\w+), (\w+),")
 INCLUDED: Final = re.compile(r'^#include "(.+)"$', re.M)
 SIZED: Final = re.compile(r"\bSIZE_(\w+)\b")
-CALLED: Final = re.compile(r"\b(?:RETURNED|ARGUMENT)\((\w+)")
+CALLED: Final = re.compile(r"\b(?:RETURNED|ARGUMENT|UNTYPED)\((\w+)")
 CONDITION: Final = re.compile(r"#\s*if(?:n?def)?\b(?:\s+(WITH_\w+))?")
 PLAIN: Final = re.compile(r"//.*|^\s*#define .*(\\\n.*)*", re.M)
 C_TYPES: Final = {1: "__u8", 2: "__u16", 4: "__u32", 8: "__u64"}
@@ -85,6 +85,7 @@ def unit(btf: Btf, choice: Choice, folder: Path = BPF) -> tuple[str, list[Use]]:
 def _flags(choice: Choice) -> set[str]:
     flags = {f"WITH_{kind}" for kind in choice}
     flags |= {f"WITH_{kind}_{surface.name}" for kind, surface in choice.items()}
+    flags |= {f"WITH_family_{schema.family}" for kind, schema in by_name().items() if kind in choice}
     names = {surface.name for surface in choice.values()}
     if "sys_exit" in names:
         flags.add("WITH_sys_exit")

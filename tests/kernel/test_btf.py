@@ -106,6 +106,8 @@ TYPES: list[dict[str, Any]] = [
         ("outer", "in", Place(32, 12)),
         ("outer", "in__y", Place(40, 4)),
         ("outer", "many", Place(48, 24)),
+        ("outer", "many__1", Place(52, 4)),
+        ("outer", "pid__0", None),
         ("outer", "state", Place(95, 1)),
         ("outer", "none", None),
         ("outer", "in__none", None),
