@@ -1,7 +1,7 @@
 // The whole BPF side, as one unit for bcc. The loader puts the generated part before it (kernel/source.py): the structs of the
 // schemas, KIND_ and PROMISE_ numbers, tables of tail calls, and the offsets that READ and AT ask for. It also cuts out what
 // stands between #ifdef WITH_KIND, WITH_KIND_SURFACE or WITH_family_FAMILY and its #endif where no such kind, or not that surface
-// of it, was chosen.
+// of it, was chosen. Files that are not named here come last: a new event's file need not be, if all of it stands in #ifdefs.
 
 #define PROGRAM(name) int name(struct bpf_raw_tracepoint_args *ctx)
 

@@ -74,10 +74,14 @@ def uses(btf: Btf, text: str) -> list[Use]:
 
 def unit(btf: Btf, choice: Choice, folder: Path = BPF) -> tuple[str, list[Use]]:
     """The whole source for bcc in one piece, and the fields that it reads: bcc rewrites map methods only in
-    the text that it is given, not in files that the text includes.
+    the text that it is given, not in files that the text includes. Files that programs.c does not name stand
+    at the end.
     """
     root = (folder / "programs.c").read_text()
-    text = selected(INCLUDED.sub(lambda m: (folder / m[1]).read_text(), root), _flags(choice))
+    named = {"programs.c", *INCLUDED.findall(root)}
+    others = [path.read_text() for path in sorted(folder.glob("*.c")) if path.name not in named]
+    whole = INCLUDED.sub(lambda m: (folder / m[1]).read_text(), root) + "".join(others)
+    text = selected(whole, _flags(choice))
     used = uses(btf, text)
     return generate(btf, text, used, choice), used
 
