@@ -40,3 +40,10 @@
 #include "bpf.c"
 #include "kernel_text.c"
 #endif
+#ifdef WITH_family_network
+#include "socket.h"
+#include "bind.c"
+#include "listen.c"
+#include "accept.c"
+#include "connect.c"
+#endif

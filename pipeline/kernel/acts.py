@@ -7,6 +7,7 @@ whose events are booked as `self-test`. A kind that is not here has no harmless 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -35,6 +36,20 @@ def _patch_kernel() -> None:
     os.close(program)  # before the end of this child, when nobody knows any more whose it is
 
 
+def _listener() -> socket.socket:
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    return listener
+
+
+def _connect(*, blocking: bool = True) -> None:
+    with _listener() as listener, socket.socket() as client:
+        client.setblocking(blocking)
+        client.connect_ex(listener.getsockname())
+        listener.accept()
+
+
 ACTS: Final[dict[str, Callable[[], None]]] = {
     "exec": _exec,
     "exec_failed": _fail_to_exec,
@@ -44,6 +59,11 @@ ACTS: Final[dict[str, Callable[[], None]]] = {
     "bpf_unload": _load_bpf,
     "ksymbol": _load_bpf,
     "kernel_text": _patch_kernel,
+    "bind": lambda: _listener().close(),
+    "listen": lambda: _listener().close(),
+    "accept": _connect,
+    "connect": _connect,
+    "connect_done": lambda: _connect(blocking=False),
     "audit": lambda: netlink.say(b"promissory: self-test"),
 }
 """Kind → what a child does; that there is a child at all is fork's and exit's."""

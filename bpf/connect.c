@@ -1,0 +1,319 @@
+// connect and connect_done: a connection was asked for, and what became of one that was still under way when the call came back.
+//
+// What is under way stands in `connectings` until the TCP socket's state says how it ended, which can be in an interrupt, on any
+// CPU. At the end of __inet_stream_connect the caller still holds the socket's lock: no state changes between our look at it and
+// the entry. At a system call's exit it can have changed already, on the same CPU even: there the entry is made inside the call,
+// when the state becomes SYN_SENT, and both ends agree by its phase.
+
+#define EALREADY 114
+#define EINPROGRESS 115
+#define ECANCELED 125
+#define SS_UNCONNECTED 1
+#define NR_connect 42
+#define NR_connect_32 362
+
+static __always_inline int is_open(u8 state)
+{
+    return state == TCP_SYN_SENT || state == TCP_SYN_RECV;
+}
+
+// Did the call begin something that goes on? An interrupted one does.
+static __always_inline int is_on_its_way(long result)
+{
+    return result >= 0 || result == -EINPROGRESS || is_interrupted(result);
+}
+
+#ifdef WITH_connect_done
+
+#define CONNECTINGS 262144
+#define CALLING 0  // the call has not come back
+#define FOLLOWED 1 // it has: a connect_done will follow
+#define OVER 2     // settled before the call came back
+
+struct connecting {
+    u64 id; // of its connect
+    u64 time, socket, flags, phase;
+    u32 error;
+    struct payload_common common;
+};
+
+BPF_F_TABLE("hash", u64, struct connecting, connectings, CONNECTINGS, BPF_F_NO_PREALLOC);
+
+// Non-zero: there is no room.
+static __always_inline int connecting_add(struct books *book, u64 sk, struct connecting *connecting)
+{
+    struct connecting *stale = connectings.lookup(&sk);
+    if (stale && stale->phase == FOLLOWED) { // the kernel skipped the run that would have ended it
+        count(book->kinds[KIND_connect_done].attempted);
+        count(book->kinds[KIND_connect_done].expired);
+    }
+    if (connectings.update(&sk, connecting))
+        return 1;
+    if (!stale)
+        count(book->joins);
+    return 0;
+}
+
+static __always_inline void connecting_end(struct books *book, u64 sk)
+{
+    if (!connectings.delete(&sk))
+        __sync_fetch_and_sub(&book->joins, 1);
+}
+
+// Is a connect_done wanted? What a filter hides is booked here, in the caller's process; our own acts go the whole way.
+static __always_inline int is_done_wanted(struct event *event)
+{
+    struct kind_books *kind = &event->book->kinds[KIND_connect_done];
+    if (event_flags(event) & TEST || wanted(event->set, kind, KIND_connect_done, event_flags(event)))
+        return 1;
+    count(kind->attempted);
+    return 0;
+}
+
+static __always_inline void connecting_fill(struct connecting *connecting, struct event *event, u64 socket, u64 id)
+{
+    connecting->id = id;
+    connecting->time = bpf_ktime_get_boot_ns();
+    connecting->socket = socket;
+    connecting->flags = event_flags(event);
+    fill_common(&connecting->common, event->set, event->task, event->leader, event->self);
+}
+
+static __always_inline void done_lost(struct event *event)
+{
+    count(event->book->kinds[KIND_connect_done].attempted);
+    count(event->book->kinds[KIND_connect_done].lost_slot);
+}
+
+static __always_inline void follow(struct event *event, u64 sk, void *socket, u64 id)
+{
+    struct connecting connecting = {.phase = FOLLOWED};
+    if (!is_done_wanted(event))
+        return;
+    connecting_fill(&connecting, event, inode_of(socket), id);
+    if (connecting_add(event->book, sk, &connecting))
+        done_lost(event);
+}
+
+static __always_inline void done_event(struct books *book, u32 ring, struct connecting *connecting, u64 sk, u32 error)
+{
+    struct kind_books *kind = &book->kinds[KIND_connect_done];
+    count(kind->attempted);
+    if (connecting->flags & TEST) {
+        count(kind->filtered_test);
+        return;
+    }
+    struct chunk *chunk = head_reserve(book, kind, ring, KIND_connect_done);
+    if (!chunk)
+        return;
+    struct payload_connect_done *head = &chunk->connect_done;
+    chunk->common = connecting->common;
+    fill_socket(&chunk->bind, (void *)READ(sock, sk_socket, sk), (void *)sk, error);
+    fill_local(&chunk->bind, (void *)sk);
+    fill_remote(&chunk->bind, (void *)sk);
+    head->socket = connecting->socket;
+    head->connect_id = connecting->id;
+    head->elapsed = chunk->time - connecting->time;
+    __builtin_memset(&head->local_path, 0, 2 * sizeof(head->local_path));
+    chunk_submit(chunk);
+}
+
+// How a connection failed: by the error that the kernel left on its socket. None: the caller gave up, or, where the socket was not
+// even said to be connecting, the call itself failed, and why is not known here. (MPTCP leaves its error later.)
+static __always_inline u32 failure(u64 sk)
+{
+    u32 error = READ(sock, sk_err, sk);
+    if (error)
+        return error;
+    if (READ(sock, sk_protocol, sk) != IPPROTO_TCP)
+        return UNKNOWN;
+    return READ(socket, state, READ(sock, sk_socket, sk)) == SS_UNCONNECTED ? UNKNOWN : ECANCELED;
+}
+
+#ifdef WITH_connect_sys_exit
+// Inside a connect call of the current process's own? (MPTCP's inner sockets have no file.)
+static __always_inline int is_called(u64 sk)
+{
+    struct task_struct *task = bpf_get_current_task_btf();
+    u64 number = READ(pt_regs, orig_ax, bpf_task_pt_regs(task));
+    return number == (is_compat(task) ? NR_connect_32 : NR_connect) && READ(sock, sk_protocol, sk) == IPPROTO_TCP &&
+           READ(socket, file, READ(sock, sk_socket, sk));
+}
+#endif
+
+PROGRAM(connect_changed)
+{
+    u64 sk = ctx->args[0];
+    int before = ctx->args[1], after = ctx->args[2];
+    u32 ring = bpf_get_smp_processor_id();
+    struct books *book = books.lookup(&ring);
+    if (!book)
+        return 0;
+#ifdef WITH_connect_sys_exit
+    if (after == TCP_SYN_SENT && is_called(sk)) {
+        struct connecting called = {.phase = CALLING};
+        connecting_add(book, sk, &called);
+    }
+#endif
+    if (is_open(after))
+        return 0;
+    struct connecting *connecting = connectings.lookup(&sk);
+    if (!connecting)
+        return 0;
+    u32 error = after == TCP_CLOSE && is_open(before) ? failure(sk) : 0;
+#ifdef WITH_connect_sys_exit
+    if (connecting->phase == OVER)
+        return 0;
+    connecting->error = error;
+    if (__sync_val_compare_and_swap(&connecting->phase, CALLING, OVER) == CALLING)
+        return 0;
+#endif
+    done_event(book, ring, connecting, sk, error);
+    connecting_end(book, sk);
+    return 0;
+}
+
+#endif
+
+#ifdef WITH_connect
+
+// What a caller asked for; NULL where that cannot be seen.
+struct asked {
+    const void *address;
+    u32 length;
+    int user;
+};
+
+// Returns the event's id; 0: it is not reported. `earlier`: id of the connect that began what this one found under way, or 0.
+static __always_inline u64 connect_event(struct event *event, void *socket, void *sk, const struct asked *asked, long result,
+                                         u64 earlier)
+{
+    struct chunk *chunk = event_reserve(event, KIND_connect);
+    if (!chunk)
+        return 0;
+    struct payload_connect *head = &chunk->connect;
+    struct sun_names names = {.cap = event->set->cap_path};
+    u64 id = chunk->id;
+    fill_socket(&chunk->bind, socket, sk, error_of(result));
+    head->connect_id = earlier ? earlier : id;
+    int is_unix = head->family == AF_UNIX;
+    if (is_unix)
+        sun_of(&names, LOCAL, (u64)sk);
+    else
+        fill_local(&chunk->bind, sk);
+    if (asked && (is_unix ? result : !is_on_its_way(result)))
+        fill_asked(&head->remote_address, &head->remote_port, &names, REMOTE, asked->address, asked->length, asked->user);
+    else if (is_unix)
+        sun_of(&names, REMOTE, READ(unix_sock, peer, sk));
+    else if (!asked || family_asked(asked->address, asked->length, asked->user) != AF_UNSPEC)
+        fill_remote(&chunk->bind, sk);
+    sun_send(event, chunk, &head->local_path, head->room, ROOM_connect, &names);
+    return id;
+}
+
+// The id of the connect that is followed already; 0: none.
+static __always_inline u64 earlier_of(u64 sk, long result)
+{
+#ifdef WITH_connect_done
+    struct connecting *connecting = connectings.lookup(&sk);
+    if (connecting && connecting->phase == FOLLOWED && (result == -EALREADY || is_interrupted(result)))
+        return connecting->id;
+#endif
+    return 0;
+}
+
+#ifdef WITH_connect_fexit
+static __always_inline int connect_end(void *socket, const void *address, u32 length, int result)
+{
+    void *sk = (void *)READ(socket, sk, socket);
+    struct event event;
+    if (!is_known_family(sk) || !event_begin(&event, KIND_connect))
+        return 0;
+    struct asked asked = {address, length, 0};
+    u64 earlier = earlier_of((u64)sk, result);
+    u64 id = connect_event(&event, socket, sk, &asked, result, earlier);
+#ifdef WITH_connect_done
+    if (READ(socket, type, socket) == SOCK_STREAM && is_open(READ(sock_common, skc_state, sk)) && is_on_its_way(result) && !earlier)
+        follow(&event, (u64)sk, socket, id);
+#endif
+    return 0;
+}
+
+PROGRAM(connect_stream)
+{
+    int result = RETURNED(__inet_stream_connect);
+    return connect_end((void *)ctx->args[0], (void *)ctx->args[1], ctx->args[2], result);
+}
+
+PROGRAM(on_connect)
+{
+    return connect_end((void *)ctx->args[0], (void *)ctx->args[1], ctx->args[2], (int)RETURNED(inet_dgram_connect));
+}
+
+// An LSM said no: the functions above are not called.
+PROGRAM(connect_denied)
+{
+    int result = RETURNED(security_socket_connect);
+    return result ? connect_end((void *)ctx->args[0], (void *)ctx->args[1], ctx->args[2], result) : 0;
+}
+#endif
+
+#ifdef WITH_connect_tracepoint
+PROGRAM(connect_state)
+{
+    void *sk = (void *)ctx->args[0];
+    if ((int)ctx->args[2] != TCP_SYN_SENT || READ(sock, sk_protocol, sk) != IPPROTO_TCP)
+        return 0;
+    struct event event;
+    if (!event_begin(&event, KIND_connect))
+        return 0;
+    void *socket = (void *)READ(sock, sk_socket, sk);
+    u64 id = connect_event(&event, socket, sk, 0, 0, 0);
+#ifdef WITH_connect_done
+    follow(&event, (u64)sk, socket, id);
+#endif
+    return 0;
+}
+#endif
+
+#ifdef WITH_connect_sys_exit
+#ifdef WITH_connect_done
+// The call came back: what is under way is followed from now on, unless it is over already.
+static __always_inline void call_end(struct event *event, u64 sk, void *socket, u64 id, long result)
+{
+    struct connecting *connecting = connectings.lookup(&sk);
+    if (!connecting) {
+        if (result == -EINPROGRESS) // nothing could be remembered
+            done_lost(event);
+        return;
+    }
+    if (connecting->phase == FOLLOWED) // by an earlier call
+        return;
+    int follows = result ? is_on_its_way(result) : connecting->phase == CALLING;
+    if (follows && is_done_wanted(event)) {
+        connecting_fill(connecting, event, inode_of(socket), id);
+        if (__sync_val_compare_and_swap(&connecting->phase, CALLING, FOLLOWED) == CALLING)
+            return;
+        done_event(event->book, event->ring, connecting, sk, connecting->error);
+    }
+    connecting_end(event->book, sk);
+}
+#endif
+
+PROGRAM(connect_exit)
+{
+    struct call call;
+    call_read(&call, (void *)ctx->args[0], ctx->args[1]);
+    void *socket = socket_of(call.task, call.fd), *sk = (void *)READ(socket, sk, socket);
+    struct event event;
+    if (!socket || !is_known_family(sk) || !event_begin(&event, KIND_connect))
+        return 0;
+    struct asked asked = {(void *)call.address, call.length, 1};
+    u64 id = connect_event(&event, socket, sk, &asked, call.result, earlier_of((u64)sk, call.result));
+#ifdef WITH_connect_done
+    call_end(&event, (u64)sk, socket, id, call.result);
+#endif
+    return 0;
+}
+#endif
+#endif

@@ -1,0 +1,245 @@
+// Sockets: what the heads of bind, listen, accept, connect and connect_done have in common (up to its promises each begins as
+// bind's does), from a struct socket and its struct sock. Everything is read by READ, so that programs of all types can use it.
+
+#define AF_UNSPEC 0
+#define AF_UNIX 1
+#define AF_INET 2
+#define AF_INET6 10
+#define SOCK_STREAM 1
+#define SOCK_RAW 3
+#define IPPROTO_TCP 6
+#define TCP_SYN_SENT 2
+#define TCP_SYN_RECV 3
+#define TCP_CLOSE 7
+#define TCP_LISTEN 10
+#define SUN_PATH 108 // bytes of a unix socket's name, at most
+#define SUN_REST 16  // room for what of two such names does not fit into one chunk
+#define SOCKADDR_IN 16  // bytes: what the kernel wants at least
+#define SOCKADDR_IN6 24
+#define EINTR 4
+#define EAGAIN 11
+#define RESTART_FIRST 512 // ERESTARTSYS, …: interrupted; the kernel calls again, or says EINTR
+#define RESTART_LAST 516
+
+static __always_inline int is_interrupted(long result)
+{
+    return result <= -RESTART_FIRST && result >= -RESTART_LAST;
+}
+
+static __always_inline u32 error_of(long result)
+{
+    return is_interrupted(result) ? EINTR : result < 0 ? -result : 0;
+}
+
+static __always_inline int is_known_family(void *sk)
+{
+    u16 family = READ(sock_common, skc_family, sk);
+    return family == AF_INET || family == AF_INET6 || family == AF_UNIX;
+}
+
+static __always_inline u64 inode_of(void *socket)
+{
+    return READ(socket_alloc, vfs_inode__i_ino, AROUND(socket_alloc, socket, socket));
+}
+
+// Everything but the two ends.
+static __always_inline void fill_socket(struct payload_bind *head, void *socket, void *sk, u32 error)
+{
+    head->socket = inode_of(socket);
+    head->family = READ(sock_common, skc_family, sk);
+    head->type = READ(sock, sk_type, sk);
+    head->protocol = READ(sock, sk_protocol, sk);
+    head->errno = error;
+    head->net_ns = READ(net, ns__inum, READ(sock_common, skc_net__net, sk));
+    __builtin_memset(&head->local_address, 0, sizeof(head->local_address));
+    __builtin_memset(&head->remote_address, 0, sizeof(head->remote_address));
+    head->local_port = head->remote_port = 0;
+}
+
+// The two ends as the kernel has them: what getsockname and getpeername say. (A raw socket's port is its protocol: none.)
+static __always_inline void fill_local(struct payload_bind *head, void *sk)
+{
+    struct ip *ip = &head->local_address;
+    if (head->type != SOCK_RAW)
+        head->local_port = __builtin_bswap16(READ(inet_sock, inet_sport, sk));
+    if (head->family == AF_INET) {
+        ip->version = 4;
+        *(u32 *)ip->bytes = READ(sock_common, skc_rcv_saddr, sk);
+    } else {
+        ip->version = 6;
+        bpf_probe_read_kernel(ip->bytes, sizeof(ip->bytes), AT(sock_common, skc_v6_rcv_saddr, sk));
+    }
+}
+
+static __always_inline void fill_remote(struct payload_bind *head, void *sk)
+{
+    struct ip *ip = &head->remote_address;
+    if (head->type != SOCK_RAW)
+        head->remote_port = __builtin_bswap16(READ(sock_common, skc_dport, sk));
+    if (head->family == AF_INET) {
+        ip->version = 4;
+        *(u32 *)ip->bytes = READ(sock_common, skc_daddr, sk);
+    } else {
+        ip->version = 6;
+        bpf_probe_read_kernel(ip->bytes, sizeof(ip->bytes), AT(sock_common, skc_v6_daddr, sk));
+    }
+}
+
+// The names of a unix socket and its peer, one behind the other.
+struct sun_names {
+    u8 bytes[PAYLOAD + SUN_REST];
+    u32 size;
+    u32 cap;
+    u32 faults;
+    struct promise of[2]; // as in the schemas: local_path, remote_path
+};
+#define LOCAL 0
+#define REMOTE 1
+
+#define probe_read(to, size, from, user) \
+    ((user) ? bpf_probe_read_user(to, size, from) : bpf_probe_read_kernel(to, size, from))
+#define probe_read_str(to, size, from, user) \
+    ((user) ? bpf_probe_read_user_str(to, size, from) : bpf_probe_read_kernel_str(to, size, from))
+
+// A name of `length` bytes. An abstract one (it begins with a NUL) is that long; a path ends at its first NUL.
+static __always_inline void sun_add(struct sun_names *names, int which, const void *name, u32 length, int user)
+{
+    u8 first = 0;
+    u64 at = bound(names->size, SUN_PATH), size = bound(length, SUN_PATH);
+    int failed = probe_read(&first, sizeof(first), name, user);
+    if (!failed && first) {
+        int n = probe_read_str(names->bytes + at, size + 1, name, user);
+        size = n > 0 ? n - 1 : 0;
+        failed = n < 0;
+    } else if (!failed) {
+        failed = probe_read(names->bytes + at, size, name, user);
+    }
+    if (failed) {
+        names->of[which].of = UNKNOWN;
+        names->faults |= 1 << which;
+        return;
+    }
+    names->of[which].of = size;
+    names->of[which].have = smaller(size, names->cap);
+    names->size = at + names->of[which].have;
+}
+
+// The name that a unix socket was bound to, by itself or by its listening one.
+static __always_inline void sun_of(struct sun_names *names, int which, u64 sk)
+{
+    u64 address = sk ? READ(unix_sock, addr, sk) : 0;
+    if (!address)
+        return;
+    u32 length = READ(unix_address, len, address);
+    if (length > sizeof(u16))
+        sun_add(names, which, AT(unix_address, name, address) + sizeof(u16), length - sizeof(u16), 0);
+}
+
+// The family of an address as a caller gave it: a struct sockaddr of `length` bytes, in the kernel's memory or the user's.
+static __always_inline u16 family_asked(const void *address, u32 length, int user)
+{
+    u16 family = AF_UNSPEC;
+    if (length >= sizeof(family))
+        probe_read(&family, sizeof(family), address, user);
+    return family;
+}
+
+static __always_inline void fill_asked(struct ip *ip, u16 *port, struct sun_names *names, int which, const void *address,
+                                       u32 length, int user)
+{
+    u16 family = family_asked(address, length, user), big_endian = 0;
+    if (family == AF_UNIX && length > sizeof(family))
+        sun_add(names, which, address + sizeof(family), length - sizeof(family), user);
+    if ((family != AF_INET || length < SOCKADDR_IN) && (family != AF_INET6 || length < SOCKADDR_IN6))
+        return;
+    probe_read(&big_endian, sizeof(big_endian), address + 2, user);
+    *port = __builtin_bswap16(big_endian);
+    if (family == AF_INET) {
+        ip->version = 4;
+        probe_read(ip->bytes, 4, address + 4, user);
+    } else {
+        ip->version = 6;
+        probe_read(ip->bytes, sizeof(ip->bytes), address + 8, user);
+    }
+}
+
+static __always_inline void sun_part(struct event *event, u64 id, u16 number, u32 part, u32 parts, const u8 *bytes,
+                                       u32 room, u32 size)
+{
+    u64 sequence;
+    struct chunk *chunk = chunk_reserve(event->book, event->ring, &sequence);
+    if (!chunk)
+        return;
+    chunk->id = id;
+    chunk->part = part;
+    chunk->parts = parts;
+    chunk->kind = number;
+    chunk->size = size;
+    chunk->flags = chunk->faults = 0;
+    bpf_probe_read_kernel(chunk->data, room, bytes);
+    chunk_submit(chunk);
+}
+
+// Send a head whose promises begin at `promises`; `space` bytes of `room` behind them take what names there are, or parts do.
+static __always_inline void sun_send(struct event *event, struct chunk *chunk, struct promise *promises, u8 *room,
+                                       u32 space, struct sun_names *names)
+{
+    promises[LOCAL] = names->of[LOCAL];
+    promises[REMOTE] = names->of[REMOTE];
+    chunk->faults = names->faults;
+    u32 size = names->size;
+    if (size <= space) {
+        bpf_probe_read_kernel(room, space, names->bytes);
+        chunk->size = size;
+        chunk_submit(chunk);
+        return;
+    }
+    u64 id = chunk->id;
+    u16 number = chunk->kind;
+    u32 parts = size > PAYLOAD ? 3 : 2;
+    chunk->parts = parts;
+    chunk_submit(chunk);
+    sun_part(event, id, number, 1, parts, names->bytes, PAYLOAD, smaller(size, PAYLOAD));
+    if (parts == 3)
+        sun_part(event, id, number, 2, parts, names->bytes + PAYLOAD, SUN_REST, size - PAYLOAD);
+}
+
+#ifdef WITH_sys_exit
+
+#define S_IFMT 0170000
+#define S_IFSOCK 0140000
+
+// The arguments of a call about a socket, from where they still are at its end.
+struct call {
+    void *task;
+    u32 fd;
+    u64 address; // or the backlog
+    u32 length;
+    long result;
+};
+
+static __always_inline void call_read(struct call *call, void *regs, long result)
+{
+    call->task = (void *)bpf_get_current_task_btf();
+    call->result = result;
+    call->length = READ(pt_regs, dx, regs);
+    if (is_compat(call->task)) {
+        call->fd = READ(pt_regs, bx, regs);
+        call->address = (u32)READ(pt_regs, cx, regs);
+    } else {
+        call->fd = READ(pt_regs, di, regs);
+        call->address = READ(pt_regs, si, regs);
+    }
+}
+
+// The socket behind a descriptor; NULL: it is none, or closed by now.
+static __always_inline void *socket_of(void *task, u32 fd)
+{
+    u64 file = file_of(task, fd);
+    if ((READ(inode, i_mode, READ(file, f_inode, file)) & S_IFMT) != S_IFSOCK)
+        return 0;
+    u64 socket = READ(file, private_data, file);
+    return READ(socket, file, socket) == file ? (void *)socket : 0; // not so: a unix socket's name, opened by O_PATH
+}
+
+#endif
