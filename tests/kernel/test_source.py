@@ -106,6 +106,16 @@ def test_common_fields_stand_first_in_every_kind() -> None:
         }
 
 
+def test_a_file_that_is_not_named_stands_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "programs.c").write_text('first\n#include "b.c"\n#include "c.h"\nlast\n')
+    for name in ("a.c", "b.c", "c.h", "d.h"):
+        (tmp_path / name).write_text(f"this is {name}\n")
+    (tmp_path / "e.c").write_text("#ifdef WITH_exec\nexec\n#endif\n#ifdef WITH_fork\nfork\n#endif\n")
+    text, _ = unit(AnyKernel(), {"fork": SURFACES["fork"][0]}, tmp_path)
+    written = "first\nthis is b.c\n\nthis is c.h\n\nlast\nthis is a.c\nfork\n"
+    assert text.endswith(f"\n{written}")
+
+
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_use_has_a_tag_of_its_own(choice: Choice) -> None:
     _, found = unit(AnyKernel(), choice)
