@@ -216,11 +216,8 @@ def test_only_what_was_chosen_is_compiled(flags: set[str], kept: str) -> None:
     assert selected(LINES, flags).splitlines() == kept.split("|")
 
 
-def test_the_unit_holds_every_source() -> None:
-    everything = INCLUDED.sub(lambda m: (BPF / m[1]).read_text(), (BPF / "programs.c").read_text())
-    for path in BPF.glob("*.[ch]"):
-        if path.name != "programs.c":
-            assert path.read_text() in everything
+def test_the_unit_holds_every_header() -> None:
+    assert {path.name for path in BPF.glob("*.h")} <= set(INCLUDED.findall((BPF / "programs.c").read_text()))
 
 
 @pytest.mark.parametrize("choice", CHOICES)
