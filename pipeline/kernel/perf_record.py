@@ -1,7 +1,9 @@
 """The kernel's perf side-band, decoded: bytes of a buffer → records. No I/O in here.
 
-Every record ends with who and when (`sample_id_all` with TID, TIME and CPU). No bytes make this raise: what
-is too short for its type is no record, and a length that cannot be ends the batch.
+Every record has who and when behind its body (`sample_id_all` with TID, TIME and CPU). That is its end, but
+for three types whose records the kernel makes too long where more than one reader listens (each reader's
+sample is added to the one size). No bytes make this raise: what is too short for its type is no record, and a
+length that cannot be ends the batch.
 """
 
 from __future__ import annotations
@@ -151,13 +153,27 @@ def decode(data: bytes, until: int) -> tuple[list[Record], int]:
         type, misc, size = HEADER.unpack_from(data, at)
         if size < HEADER.size + SAMPLE.size or size > end - at:
             return found, end  # no record of ours: nothing behind it can be trusted
-        body = at + size - SAMPLE.size
-        pid, tid, time, _ = SAMPLE.unpack_from(data, body)
-        if time > until:
-            break
-        found.append(Record(type, misc, data[at + HEADER.size : body], pid, tid, time))
+        body = _body(type, data, at + HEADER.size, at + size)
+        if body + SAMPLE.size <= at + size:
+            pid, tid, time, _ = SAMPLE.unpack_from(data, body)
+            if time > until:
+                break
+            found.append(Record(type, misc, data[at + HEADER.size : body], pid, tid, time))
         at += size
     return found, at
+
+
+def _body(type: int, data: bytes, first: int, last: int) -> int:
+    """Where a record's body ends and its sample begins; it can be beyond `last`."""
+    if type == 17:
+        name = data.find(b"\0", first + _KSYMBOL.size, last)
+        return last if name < 0 else name + 8 - (name - first) % 8
+    if type == 18:
+        return first + _BPF.size
+    if type == 20 and last - first >= _POKE.size:
+        _, old, new = _POKE.unpack_from(data, first)
+        return first + -(-(_POKE.size + old + new) // 8) * 8
+    return last - SAMPLE.size
 
 
 def content(record: Record) -> Content | None:

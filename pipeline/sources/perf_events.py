@@ -168,12 +168,13 @@ class Events:
 
 
 def _is_there(said: Mmap) -> bool:
-    """Whether the file is really called `… (deleted)`."""
-    try:
-        file = os.stat(f"/proc/{said.pid}/root".encode() + said.name)
-    except OSError:
-        return False
-    return file.st_ino == said.inode and file.st_dev & 0xFFFFFFFF == said.device
+    """Whether the file is really called `… (deleted)`: where its process sees it, or where we do."""
+    for root in (f"/proc/{said.pid}/root".encode(), b""):
+        with suppress(OSError):
+            file = os.stat(root + said.name)
+            if (file.st_ino, file.st_dev & 0xFFFFFFFF) == (said.inode, said.device):
+                return True
+    return False
 
 
 def _memory_devices() -> Iterator[int]:
