@@ -97,19 +97,27 @@ class Loader:
             attempt.close()
 
     def matrix(self) -> list[Hook]:
-        """Try every surface of every kind, one of each kind at a time."""
-        found: dict[tuple[str, str], Hook] = {}
-        depth = max(len(schema.surfaces) for schema in by_name().values())
-        for number in range(depth):
-            choice: dict[str, Surface] = {}
-            for name, schema in by_name().items():
-                possible = [s for s in schema.surfaces[number : number + 1] if self._allowed(schema, s)]
-                if possible or schema.always:
-                    choice[name] = next(iter(possible or self._candidates(schema)))
-            attempt, hooks = self._try(choice, None)
-            attempt.close()
-            found |= {(hook.event, hook.surface): hook for hook in hooks}
-        return sorted((found | self._refused).values(), key=_rank)
+        """Try every surface of every kind, one of each kind at a time.
+
+        Some need another kind's beside them, so what worked once works. While others are tried, kinds that
+        keep identities stay at their first: by its identity a process is known as ours.
+        """
+        possible = {
+            name: [surface for surface in schema.surfaces if self._allowed(schema, surface)]
+            for name, schema in by_name().items()
+        }
+        first = {name: some[:1] if by_name()[name].always else some for name, some in possible.items()}
+        always = {name: some for name, some in possible.items() if by_name()[name].always}
+        found = dict(self._refused)
+        for surfaces in (first, always):
+            for number in range(max(map(len, surfaces.values()))):
+                choice = {name: some[min(number, len(some) - 1)] for name, some in surfaces.items() if some}
+                attempt, hooks = self._try(choice, None)
+                attempt.close()
+                for hook in hooks:
+                    if hook.works or (hook.event, hook.surface) not in found:
+                        found[hook.event, hook.surface] = hook
+        return sorted(found.values(), key=_rank)
 
     def _try(self, choice: Choice, pipeline: Identity | None) -> tuple[Attempt, list[Hook]]:
         attempt = Attempt(self.config, self.cpus, self.entries, choice)
