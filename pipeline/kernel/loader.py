@@ -109,8 +109,8 @@ class Loader:
         first = {name: some[:1] if by_name()[name].always else some for name, some in possible.items()}
         always = {name: some for name, some in possible.items() if by_name()[name].always}
         found = dict(self._refused)
-        for surfaces in (first, always):
-            for number in range(max(map(len, surfaces.values()))):
+        for surfaces, begin in ((first, 0), (always, 1)):
+            for number in range(begin, max(map(len, surfaces.values()))):
                 choice = {name: some[min(number, len(some) - 1)] for name, some in surfaces.items() if some}
                 attempt, hooks = self._try(choice, None)
                 attempt.close()
