@@ -22,6 +22,7 @@ import mmap
 import os
 import struct
 import weakref
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Final, Literal
 
@@ -92,8 +93,12 @@ class OwnRing:
         self._new = row.copy()
         kinds = self._new["kinds"][0]
         self._kinds = {name: kinds[name] for name in kinds.dtype.names}
+        self._counts: Counter[tuple[str, int]] = Counter()
         self._sequence = int(row["sequence"][0])
         self._producer = int(memory.producer[0])
+        self._end = 0
+        """Of the space that the reader is known to have given back."""
+        self._chunks: list[bytes] = []
         self._forms: dict[int, _Form] = {}
 
     def put(
@@ -113,36 +118,37 @@ class OwnRing:
         form = self._forms.get(schema.number)
         if form is None:
             form = self._forms[schema.number] = _Form(schema, self._caps)
-        self._kinds["attempted"][schema.number] += 1
+        self._counts["attempted", schema.number] += 1
         pairs, faults, stream = form.promises(data, beginnings)
         whole = len(stream) <= schema.room
         parts = 1 if whole else 1 + -(-len(stream) // PAYLOAD)
         sequence = self._sequence
-        if self._producer + parts * STRIDE - int(self._memory.consumer[0]) > self._memory.size:
+        after = self._producer + parts * STRIDE
+        if after > self._end:
+            self._end = int(self._memory.consumer[0]) + self._memory.size
+        if after > self._end:
             self._sequence += 1
             self._new["drops"] += 1
-            self._kinds["lost_full"][schema.number] += 1
+            self._counts["lost_full", schema.number] += 1
             return False
         self._sequence += parts
+        self._producer = after
         id = event_id(self.number, sequence)
         size = len(stream) if whole else 0
         head = _HEADER.pack(SIZE, 0, sequence, id, time, 0, parts, schema.number, size, flags, faults)
-        chunks = [(head + form.fields(values, pairs) + stream[:size]).ljust(STRIDE, b"\0")]
+        self._chunks.append((head + form.fields(values, pairs) + stream[:size]).ljust(STRIDE, b"\0"))
         for part in range(1, parts):
             piece = stream[(part - 1) * PAYLOAD : part * PAYLOAD]
             header = _HEADER.pack(
                 SIZE, 0, sequence + part, id, time, part, parts, schema.number, len(piece), 0, 0
             )
-            chunks.append((header + piece).ljust(STRIDE, b"\0"))
-        first = self._producer % self._memory.size
-        self._memory.data[first : first + parts * STRIDE] = np.frombuffer(b"".join(chunks), np.uint8)
-        self._producer += parts * STRIDE
+            self._chunks.append((header + piece).ljust(STRIDE, b"\0"))
         return True
 
     def filter(self, schema: Schema, reason: Literal["self", "uid", "cgroup"]) -> None:
         """Book an event that is not wanted."""
-        self._kinds["attempted"][schema.number] += 1
-        self._kinds[f"filtered_{reason}"][schema.number] += 1
+        self._counts["attempted", schema.number] += 1
+        self._counts[f"filtered_{reason}", schema.number] += 1
 
     def book(self, counter: Literal["received", "lost"], n: int) -> None:
         """Count records that the source received, or that the kernel says it lost."""
@@ -156,6 +162,13 @@ class OwnRing:
 
     def publish(self, now: int) -> None:
         """Let everything since the last time count, at once. The reader looked at `now`, ns since boot."""
+        data = b"".join(self._chunks)
+        first = (self._producer - len(data)) % self._memory.size
+        self._memory.data[first : first + len(data)] = np.frombuffer(data, np.uint8)
+        self._chunks.clear()
+        for (counter, number), n in self._counts.items():
+            self._kinds[counter][number] += n
+        self._counts.clear()
         self._new["sequence"], self._new["seen"] = self._sequence, now
         self._memory.publish(self._row, self._new, self._producer)
 

@@ -72,12 +72,28 @@ class _Living:
     comm: bytes
 
 
+class _Runs(NamedTuple):
+    """What a process runs: by the map, which knows since when, else by `identities`."""
+
+    known: _Known | None
+    exec_id: int
+    flags: int
+
+    def at(self, when: int) -> int:
+        """The exec at a time, ns since boot; 0: unknown."""
+        return self.known.runs(when) if self.known else self.exec_id
+
+
+_NOBODYS: Final = _Runs(None, 0, 0)
+
+
 class _Look(NamedTuple):
-    """What was found of a pid, and when (ns since boot): true for all records until then."""
+    """What was found of a pid and its parent, and when (ns since boot): true for all records until then."""
 
     at: int
-    known: _Known | None
     living: _Living | None
+    runs: _Runs
+    parent: _Runs
 
 
 class Who:
@@ -94,24 +110,24 @@ class Who:
         pipeline's own. `tid`: the thread, where it is known.
         """
         values: Values = {"pid": pid, "tid": tid or pid}
-        look = self._look(pid, when) if pid else _Look(0, None, None)
-        known, living = look.known, look.living
-        if known is not None and when >= known.start:
-            if known.flags & OURS:
-                return None
+        if not pid:
+            return values
+        look = self._look(pid, when)
+        known, living = look.runs.known, look.living
+        start = known.start if known else living.start * TICK if living else when + 1
+        if when < start:
+            return values  # of somebody who had the pid before
+        if look.runs.flags & OURS:
+            return None
+        values["exec_id"] = look.runs.at(when)
+        if known:
             self._of_known(values, known, living, when)
-        elif known is None and living is not None and when >= living.start * TICK:
-            identity = self._identity(pid, living.start)
-            if identity and identity[1] & OURS:
-                return None
+        elif living:
             self._of_living(values, living)
-            values["exec_id"] = identity[0] if identity else 0
-        else:
-            return values  # it had the pid before the one that is known
         if values["tid"] != pid:
             values["comm"] = _thread_comm(pid, tid) if living else NAMELESS
-        if parent := values.get("parent_pid"):
-            values["parent_exec_id"] = self._runs(int(parent), int(values["parent_start"]), when)
+        if "parent_pid" in values:
+            values["parent_exec_id"] = look.parent.at(when)
         return values
 
     def _look(self, pid: int, when: int) -> _Look:
@@ -123,34 +139,37 @@ class Who:
         return look
 
     def _look_again(self, pid: int) -> _Look:
+        at = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         known = self._known(pid)
         living = None if known and known.ended else self._living(pid)
         if living is None and known and not known.ended:
             known = self._known(pid)  # it ended in between
         if known and living and living.start != known.start // TICK:
             living = None
-        return _Look(time.clock_gettime_ns(time.CLOCK_BOOTTIME), known, living)
+        parent = _NOBODYS
+        if known and known.parent_pid:
+            parent = self._runs(known.parent_pid, known.parent_start // TICK)
+        elif living and living.parent_start is not None:
+            parent = self._runs(living.parent_pid, living.parent_start // TICK)
+        runs = _Runs(known, 0, known.flags) if known else self._runs(pid, living.start if living else -1)
+        return _Look(at, living, runs, parent)
 
     def _known(self, pid: int) -> _Known | None:
         found = bpf.lookup(self._pids, pid.to_bytes(4, "little"), _KNOWN.size)
         return _Known(*_KNOWN.unpack(found)) if found else None
 
-    def _identity(self, pid: int, start: int) -> tuple[int, int] | None:
-        """(exec id, flags) of a process that lives; `start` in ticks."""
-        found = bpf.lookup(self._identities, Identity(pid, start).key, IDENTITY.size)
-        return IDENTITY.unpack(found)[:2] if found else None
-
-    def _runs(self, pid: int, start: int, when: int) -> int:
+    def _runs(self, pid: int, start: int) -> _Runs:
+        """What the process runs that began then, in ticks."""
         known = self._known(pid)
-        if known is not None and known.start // TICK == start // TICK:
-            return known.runs(when)
-        found = self._identity(pid, start // TICK)
-        return found[0] if found else 0
+        if known and known.start // TICK == start:
+            return _Runs(known, 0, known.flags)
+        found = bpf.lookup(self._identities, Identity(pid, start).key, IDENTITY.size) if start >= 0 else None
+        return _Runs(None, *IDENTITY.unpack(found)[:2]) if found else _NOBODYS
 
     def _of_known(self, values: Values, known: _Known, living: _Living | None, when: int) -> None:
         older = when < known.exec_time
         sure = bool(known.ended or living)
-        values |= {"start": known.start, "exec_id": known.runs(when), "ns_pid": known.ns_pid}
+        values |= {"start": known.start, "ns_pid": known.ns_pid}
         for name in ("uid", "gid"):
             value = getattr(known, name)
             same = living is None or getattr(living, name) == value

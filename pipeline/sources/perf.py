@@ -23,6 +23,7 @@ from pipeline.sources.perf_events import Event, Events
 __all__ = ["Perf", "Wanted"]
 
 EVER: Final = 2**63 - 1
+_NOBODY: Final = 0xFFFFFFFF
 _COMMS: Final = 1 << 15
 
 
@@ -88,15 +89,17 @@ class Perf:
             self._comms[said.pid] = time, said.name
 
     def _put(self, event: Event, time: int) -> None:
-        schema = by_name()[event.kind]
+        schema, wanted = by_name()[event.kind], self._wanted
         known = self._who(event.pid, time, event.tid)
         if known is None:
             self._ring.filter(schema, "self")
             return
-        for name, asked in (("uid", self._wanted.uids), ("cgroup", self._wanted.cgroups)):
-            if asked and known.get(name, 0xFFFFFFFF) not in (*asked, 0xFFFFFFFF):
-                self._ring.filter(schema, "uid" if name == "uid" else "cgroup")
-                return
+        if wanted.uids and known.get("uid", _NOBODY) not in (*wanted.uids, _NOBODY):
+            self._ring.filter(schema, "uid")
+            return
+        if wanted.cgroups and known.get("cgroup", 0) not in (*wanted.cgroups, 0):
+            self._ring.filter(schema, "cgroup")
+            return
         since, comm = self._comms.get(event.pid) or (0, NAMELESS)
         if event.pid == event.tid and int(known.get("start", EVER)) <= since:
             known["comm"] = comm

@@ -242,6 +242,8 @@ def test_a_thread_has_a_name_of_its_own(maps: Maps, who: Who) -> None:
     found = who(os.getpid(), boottime(), told[0])
     end.set()
     running.join()
+    while Path(f"/proc/self/task/{told[0]}").exists():
+        time.sleep(0.01)
     assert found is not None
     assert (found["tid"], found["comm"]) == (told[0], b"another")
     gone = Who(PIDS, IDENTITIES)(os.getpid(), boottime(), told[0])
