@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import shutil
 import struct
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["HERE", "MATRIX", "STATE", "Kernel", "Missing", "fetch", "newest"]
+__all__ = ["HERE", "MATRIX", "STATE", "Kernel", "Missing", "fetch", "newest", "source"]
 
 HERE: Final = Path(__file__).resolve().parents[2]
 STATE: Final = HERE / ".vm"
@@ -78,72 +79,72 @@ MATRIX: Final = {
 
 def fetch(kernel: Kernel) -> None:
     """Have a kernel ready to boot: what is there already is left alone."""
-    if not kernel.release:
-        root = kernel.folder / "root"
-        shutil.rmtree(kernel.folder, ignore_errors=True)
-        root.mkdir(parents=True)
-        for package in _download(kernel):
-            _call("dpkg", "-x", package, root)
-        (modules,) = [*root.glob("usr/lib/modules/*"), *root.glob("lib/modules/*")]
-        places = (modules / "vmlinuz", root / "boot" / f"vmlinuz-{modules.name}")
-        image = next(path for path in places if path.exists())
-        shutil.move(image, kernel.folder / "vmlinuz")
-        shutil.move(modules, kernel.folder / "modules")
-        shutil.rmtree(root)
-        _types(kernel)
-        (kernel.folder / "release").write_text(modules.name)
-    release = kernel.release
-    assert release
-    if not (MODULES / release / "modules.dep").exists():
-        shutil.copytree(kernel.folder / "modules", MODULES / release, dirs_exist_ok=True)
-        _call("depmod", release)
+    STATE.mkdir(exist_ok=True)
+    with (STATE / "fetch.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        release = kernel.release or _unpacked(kernel)
+        if not (MODULES / release / "modules.dep").exists():  # virtme-ng looks for them there
+            shutil.copytree(kernel.folder / "modules", MODULES / release, dirs_exist_ok=True)
+            _call("depmod", release)
 
 
-def newest(names: list[str]) -> str:
-    """The highest version among package names, as dpkg orders versions."""
-    best = names[0]
-    for name in names[1:]:
-        if subprocess.run(["dpkg", "--compare-versions", name, "gt", best], check=False).returncode == 0:
-            best = name
-    return best
+def newest(answer: str) -> str | None:
+    """The package with the highest version in its name, of those that `apt-cache search` answered."""
+    names = [line.split()[0] for line in answer.splitlines()]
+    return max(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name)], default=None)
 
 
-def _download(kernel: Kernel) -> list[Path]:
-    say = f"kernel {kernel.name}: asking apt for suite {kernel.suite}"
-    print(say, file=sys.stderr, flush=True)
-    apt = STATE / "apt" / kernel.suite
-    archives = apt / "cache" / "archives"
-    for folder in (apt / "state" / "lists" / "partial", archives / "partial"):
-        folder.mkdir(parents=True, exist_ok=True)
-    if not SOURCES.exists():
-        raise Missing(f"no {SOURCES}: only Debian's own kernels are known")
-    text = SOURCES.read_text()
+def source(text: str, suite: str) -> str:
+    """A line for apt that names another suite at the place of the system's own source (deb822 text)."""
     uri = re.search(r"^URIs: *(\S+)", text, re.M)
     key = re.search(r"^Signed-By: *(/\S+)", text, re.M)
     if not uri:
         raise Missing(f"{SOURCES} names no URI")
-    line = f"deb [signed-by={key[1] if key else KEYRING}] {uri[1]} {kernel.suite} main\n"
-    (apt / "sources.list").write_text(line)
+    return f"deb [signed-by={key[1] if key else KEYRING}] {uri[1]} {suite} main\n"
+
+
+def _download(kernel: Kernel) -> list[Path]:
+    """The kernel's packages, by an apt that knows its suite alone and leaves the system's apt as it is."""
+    if not SOURCES.exists():
+        raise Missing(f"no {SOURCES}: only Debian's own kernels are known")
+    apt = kernel.folder / "apt"
+    archives = apt / "archives"
+    for folder in (apt / "lists" / "partial", archives / "partial"):
+        folder.mkdir(parents=True)
+    (apt / "sources.list").write_text(source(SOURCES.read_text(), kernel.suite))
     options = [
-        f"-oDir::State={apt}/state",
-        "-oDir::State::status=/var/lib/dpkg/status",
-        f"-oDir::Cache={apt}/cache",
-        f"-oDir::Etc::SourceList={apt}/sources.list",
-        "-oDir::Etc::SourceParts=-",
+        *(f"-oDir::State::lists={apt}/lists", "-oDir::State::status=/var/lib/dpkg/status"),
+        *(f"-oDir::Cache={apt}", f"-oDir::Etc::SourceList={apt}/sources.list", "-oDir::Etc::SourceParts=-"),
         "-oAPT::Sandbox::User=root",
     ]
+    _say(kernel, f"asking apt for suite {kernel.suite}")
     _call("apt-get", *options, "update")
-    found = []
     for pattern in kernel.packages:
-        answer = _call("apt-cache", *options, "search", "--names-only", pattern)
-        names = [line.split()[0] for line in answer.splitlines()]
-        if not names:
+        name = newest(_call("apt-cache", *options, "search", "--names-only", pattern))
+        if name is None:
             raise Missing(f"suite {kernel.suite} has no package {pattern}")
-        name = newest(names)
-        print(f"kernel {kernel.name}: {name}", file=sys.stderr, flush=True)
-        subprocess.run(["apt-get", *options, "download", name], cwd=archives, check=True, capture_output=True)
-        found.append(max(archives.glob(f"{name}_*.deb"), key=lambda path: path.stat().st_mtime))
-    return found
+        _say(kernel, name)
+        _call("apt-get", *options, "download", name, cwd=archives)
+    return [*archives.glob("*.deb")]
+
+
+def _unpacked(kernel: Kernel) -> str:
+    """Download a kernel and keep of it what is needed; its release."""
+    shutil.rmtree(kernel.folder, ignore_errors=True)
+    root = kernel.folder / "root"
+    root.mkdir(parents=True)
+    for package in _download(kernel):
+        _say(kernel, f"unpacking {package.name}")
+        _call("dpkg", "-x", package, root)
+    (modules,) = [*root.glob("usr/lib/modules/*"), *root.glob("lib/modules/*")]
+    places = (modules / "vmlinuz", root / "boot" / f"vmlinuz-{modules.name}")
+    shutil.move(next(path for path in places if path.exists()), kernel.folder / "vmlinuz")
+    shutil.move(modules, kernel.folder / "modules")
+    _types(kernel)
+    shutil.rmtree(root)
+    shutil.rmtree(kernel.folder / "apt")
+    (kernel.folder / "release").write_text(modules.name)  # the last: now it is whole
+    return modules.name
 
 
 def _types(kernel: Kernel) -> None:
@@ -161,8 +162,12 @@ def _types(kernel: Kernel) -> None:
         path.unlink()
 
 
-def _call(*command: str | Path) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _call(*command: str | Path, cwd: Path = HERE) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
     if done.returncode:
-        raise Missing(f"{command[0]} failed: {done.stderr.strip()[-300:]}")
+        raise Missing(f"{' '.join(map(str, command))[:100]} failed: {done.stderr.strip()[-300:]}")
     return done.stdout
+
+
+def _say(kernel: Kernel, what: str) -> None:
+    print(f"vm {kernel.name}: {what}", file=sys.stderr, flush=True)

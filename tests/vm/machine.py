@@ -28,9 +28,19 @@ SLOTS: Final = 2
 VIRTME: Final = Path(sys.executable).with_name("virtme-run")
 PROGRAMS: Final = (str(VIRTME), "qemu-system-x86_64", "busybox", "depmod")
 INSIDE: Final = Path(__file__).with_name("inside.sh")
-LSM: Final = "lsm=lockdown,capability,landlock,yama,bpf"
+FLAGS: Final = (
+    *("--mods", "auto", "--disable-kvm", "--rw", "--memory", "2G", "--cpus", "2", "--cwd", str(HERE)),
+    *("--verbose", "--show-boot-console", "--kopt=lsm=lockdown,capability,landlock,yama,bpf"),
+)
 CACHED: Final = "local,path=/,mount_tag=cached,security_model=none,multidevs=remap"
 """The host's root once more, for inside.sh to mount with a cache."""
+ENDS_WITH_US: Final = (
+    "sh",
+    "-c",
+    'exec 3<&0; (read end <&3; kill -KILL 0) & exec "$@" </dev/null 3<&-',
+    "sh",
+)
+"""Whatever ends us closes the pipe that this reads from, and that ends the machine."""
 SLOWER: Final = 10
 """How much longer than the host an emulated machine may take; tests/live/run.py reads it."""
 LOOK: Final = 0.05
@@ -87,15 +97,11 @@ def run(
         began()
         (folder / "command").write_text(f"export TESTS_SLOWER={SLOWER}\nexec {shlex.join(command)}\n")
         (folder / "output").touch()
+        script = f"busybox sh {INSIDE} {folder} {HERE}"
+        mine = ["--kimg", str(image), "--script-sh", script, *(f"--kopt={option}" for option in options)]
         machine = subprocess.Popen(
-            [
-                *(VIRTME, "--kimg", image, "--mods", "auto", "--disable-kvm", "--rw", "--memory", "2G"),
-                *("--cpus", "2", "--verbose", "--show-boot-console", "--cwd", HERE, "-a", LSM),
-                *(part for option in options for part in ("-a", option)),
-                *("--script-sh", f"busybox sh {INSIDE} {folder} {HERE}"),
-                *("--qemu-opts", "-virtfs", CACHED),
-            ],
-            stdin=subprocess.DEVNULL,
+            [*ENDS_WITH_US, str(VIRTME), *FLAGS, *mine, "--qemu-opts", "-virtfs", CACHED],
+            stdin=subprocess.PIPE,
             stdout=console,
             stderr=console,
             start_new_session=True,
