@@ -55,7 +55,7 @@ ALIGNED: Final = {"comm": 1, "ip": 4, "tag": 1}
 """Where C aligns a type otherwise than to its size."""
 VARYING: Final = frozenset(ALIGNED)
 """Types whose values are texts of varying length in the record."""
-KEYS: Final = ("number", "version", "family", "ecs", "ocsf", "abstract", "always")
+KEYS: Final = ("number", "version", "family", "ecs", "ocsf", "abstract", "always", "needs")
 PROMISE_TYPES: Final = ("text", "bytes", "strings", "audit")
 
 
@@ -143,6 +143,8 @@ class Schema:
     abstract: bool = field(default=False)
     always: bool = False
     """Attached also when nobody asks for it: it keeps identities and exec ids true."""
+    needs: str = ""
+    """A kind that is attached beside it, from whichever surface: it ends what that one begins."""
 
     @property
     def title(self) -> str:

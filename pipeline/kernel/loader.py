@@ -84,7 +84,8 @@ class Loader:
     def try_all(self, pipeline: Identity | None = None) -> tuple[Attempt, list[Hook]]:
         """Attach each kind at the first of its surfaces that works, and say what came of each that was tried.
 
-        Kinds that keep identities and exec ids true are attached also when nobody asked for them.
+        Kinds that keep identities and exec ids true, and those that another needs, are attached also when
+        nobody asked for them.
         """
         while True:
             attempt, hooks = self._try(self._choice(), pipeline)
@@ -127,13 +128,16 @@ class Loader:
         """Each kind's first surface that nothing speaks against yet."""
         choice: dict[str, Surface] = {}
         for name, schema in by_name().items():
-            surface = self._first(schema) if name in self.kinds or schema.always else None
+            surface = self._first(schema) if name in self.kinds or self._is_needed(schema) else None
             if surface:
                 choice[name] = surface
         return choice
 
     def _first(self, schema: Schema) -> Surface | None:
         return next((s for s in self._candidates(schema) if self._allowed(schema, s)), None)
+
+    def _is_needed(self, schema: Schema) -> bool:
+        return schema.always or any(by_name()[kind].needs == schema.name for kind in self.kinds)
 
     def _candidates(self, schema: Schema) -> Iterator[Surface]:
         """Surfaces that the configuration allows and that were not refused."""
@@ -142,7 +146,8 @@ class Loader:
             named = (
                 only in ("auto", surface.name)
                 or surface.name == "proc"
-                or (schema.always and schema.name not in self.config.events)
+                or schema.needs
+                or (self._is_needed(schema) and schema.name not in self.config.events)
             )
             priced = surface.cost and not self.config.names(schema.name)
             if named and not priced and (schema.name, surface.name) not in self._refused:

@@ -285,6 +285,19 @@ def test_one_surface_for_all(host: type[Stub], tmp_path: Path) -> None:
     assert host.tried == [{"one": "tracepoint"}, {"one": "lsm"}]
 
 
+def test_a_kind_brings_what_it_needs_from_whichever_surface(
+    host: type[Stub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    four = Schema("four", "", (), number=4, needs="two", surfaces=(surface("tracepoint"),))
+    monkeypatch.setattr(loader, "by_name", lambda: {**KINDS, "four": four})
+    looking(tmp_path, "four").try_all()
+    looking(tmp_path, "two", "four", surface="sys_exit").try_all()
+    assert host.tried == [
+        {"one": "lsm", "two": "fexit", "four": "tracepoint"},
+        {"one": "lsm", "two": "sys_exit", "four": "tracepoint"},
+    ]
+
+
 def test_who_asks_for_what_cannot_be_had_is_told(host: type[Stub], tmp_path: Path) -> None:
     refused.update({"raw_tp/fexit": "no", "raw_tp/sys_exit": "never"})
     said = r"cannot give two \(fexit raw_tp/fexit: no, sys_exit raw_tp/sys_exit: never\); leave it out"
