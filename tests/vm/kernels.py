@@ -66,7 +66,7 @@ class Kernel:
         return self.folder / "vmlinuz"
 
 
-FLAVOUR: Final = r"[0-9.]+(-[0-9]+)?(\+deb[0-9]+)?(-[0-9]+)?-amd64$"
+FLAVOUR: Final = r"[0-9.]+(-[0-9]+)?(\+deb[0-9]+)?-amd64$"
 MATRIX: Final = {
     kernel.name: kernel
     for kernel in (

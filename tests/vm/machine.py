@@ -60,17 +60,17 @@ def ready() -> None:
 
 
 @contextlib.contextmanager
-def slot(folder: Path = STATE, slots: int = SLOTS) -> Iterator[Path]:
-    """One of the host's places for a machine: a folder of its own, ours while we are in here."""
+def slot(folder: Path, slots: int = SLOTS) -> Iterator[Path]:
+    """One of the host's places for a machine: a folder that is ours in here. First come, first served."""
     folder.mkdir(exist_ok=True)
     with contextlib.ExitStack() as files:
         locks = [files.enter_context((folder / f"slot-{n}.lock").open("wb")) for n in range(slots)]
-        number = _lock(locks)
-        if number is None:
-            print(f"vm: waiting, as {slots} machines are running", file=sys.stderr, flush=True)
-        while number is None:
-            time.sleep(10 * LOOK)
-            number = _lock(locks)
+        with (folder / "queue.lock").open("wb") as queue:
+            if _lock([queue]) is None or (number := _lock(locks)) is None:
+                print(f"vm: waiting for one of {slots} machines to end", file=sys.stderr, flush=True)
+                fcntl.flock(queue, fcntl.LOCK_EX)
+                while (number := _lock(locks)) is None:
+                    time.sleep(LOOK)
         mine = folder / f"slot-{number}"
         shutil.rmtree(mine, ignore_errors=True)
         mine.mkdir()
@@ -93,25 +93,24 @@ def run(
     """
     ready()
     image = kernel.image
-    with slot() as folder, (folder / "console").open("wb") as console:
+    with slot(STATE) as folder, (folder / "console").open("wb") as console:
         began()
         (folder / "command").write_text(f"export TESTS_SLOWER={SLOWER}\nexec {shlex.join(command)}\n")
         (folder / "output").touch()
         script = f"busybox sh {INSIDE} {folder} {HERE}"
         mine = ["--kimg", str(image), "--script-sh", script, *(f"--kopt={option}" for option in options)]
-        machine = subprocess.Popen(
+        with subprocess.Popen(
             [*ENDS_WITH_US, str(VIRTME), *FLAGS, *mine, "--qemu-opts", "-virtfs", CACHED],
             stdin=subprocess.PIPE,
             stdout=console,
             stderr=console,
             start_new_session=True,
-        )
-        try:
-            return _follow(machine, folder, output, timeout)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(machine.pid, signal.SIGKILL)
-            machine.wait()
+        ) as machine:
+            try:
+                return _follow(machine, folder, output, timeout)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(machine.pid, signal.SIGKILL)
 
 
 def _lock(files: Sequence[BinaryIO]) -> int | None:
