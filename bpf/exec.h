@@ -13,9 +13,8 @@ static __always_inline void fill_exec(struct payload_exec *head, void *task)
 
     u64 inode = LOAD(file, f_inode, file);
     u64 super = LOAD(inode, i_sb, inode);
-    u32 dev = LOAD(super_block, s_dev, super), major = dev >> 20, minor = dev & 0xfffff;
     head->inode = LOAD(inode, i_ino, inode);
-    head->device = (minor & 0xff) | major << 8 | (minor & ~0xff) << 12; // as stat(2) shows it
+    head->device = stat_device(LOAD(super_block, s_dev, super));
 
     head->euid = LOAD(cred, euid, cred);
     head->egid = LOAD(cred, egid, cred);

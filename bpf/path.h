@@ -151,6 +151,13 @@ static __always_inline int walk_on(struct walk *walk, char *buffer, u32 size, st
     return 0;
 }
 
+// A device's number as stat(2) shows it.
+static __always_inline u32 stat_device(u32 device)
+{
+    u32 major = device >> 20, minor = device & 0xfffff;
+    return (minor & 0xff) | major << 8 | (minor & ~0xff) << 12;
+}
+
 // Is `path` somewhere else than at the root of its mount namespace? A mount on top of the root is the root.
 static __always_inline u8 below_root(void *path)
 {

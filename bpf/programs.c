@@ -36,6 +36,10 @@
 #ifdef WITH_exec_failed
 #include "exec_failed.c"
 #endif
+#ifdef WITH_family_memory
+#include "file.h"
+#include "memory.c"
+#endif
 #ifdef WITH_family_kernel
 #include "bpf.c"
 #include "kernel_text.c"

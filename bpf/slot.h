@@ -6,11 +6,13 @@
 #define SLOT_MIDDLE (PATH_ROOM + NAME_ROOM) // of a buffer: one path is walked back from here, strings read on
 #define SLOT_STRINGS 5120
 #define SLOT_BUFFER (SLOT_MIDDLE + SLOT_STRINGS + PAYLOAD)
+#define SLOT_STEPS (SLOT_BUFFER / PAYLOAD + 1) // chunks
 
 struct slot {
     u64 owner; // task; 0: free
     struct walk walk;
     struct stream stream;
+    u32 streaming; // the head is sent, its data follows
     u32 faults;
     u32 back;
     u8 head[PAYLOAD];
@@ -61,7 +63,7 @@ static __always_inline void *slot_begin(struct event *event, u16 number)
     if (!slot)
         return 0;
     slot->back = slot->walk.at = SLOT_MIDDLE;
-    slot->walk.calls = slot->faults = 0;
+    slot->walk.calls = slot->streaming = slot->faults = 0;
     slot->stream.kind = number;
     fill_common((struct payload_common *)slot->head, event->set, event->task, event->leader, event->self);
     return slot->head;
@@ -76,4 +78,62 @@ static __always_inline int slot_send(struct event *event, u32 room)
     stream->local_left = slot->back - slot->walk.at;
     stream->user_left = stream->next_left = 0;
     return head_send(stream, event->book, event->kind, event->ring, slot->head, slot->buffer, SLOT_BUFFER, room, slot->faults);
+}
+
+// What a part behind a tail call goes on with: the slot's payload.
+static __always_inline void *slot_again(struct event *event, u16 number)
+{
+    u32 zero = 0;
+    event->ring = bpf_get_smp_processor_id();
+    event->book = books.lookup(&event->ring);
+    event->set = settings.lookup(&zero);
+    event->slot = slot_mine(event->ring);
+    if (!event->book || !event->set || !event->slot)
+        return 0;
+    event->kind = &event->book->kinds[number];
+    return event->slot->head;
+}
+
+// Send the head. 0: that was all, the slot is given back; 1: a part has to send what follows.
+static __always_inline int slot_finish(struct event *event, u32 room)
+{
+    struct slot *slot = event->slot;
+    slot->streaming = slot_send(event, room) == HEAD_AND_MORE;
+    if (slot->streaming)
+        return 1;
+    slot_give(slot);
+    return 0;
+}
+
+// What a part does each time that it is called: walk on, and send the head at the path's end; or send what follows. 1: it has to
+// be called again.
+static __always_inline int slot_on(struct event *event, struct promise *path, u32 room)
+{
+    struct slot *slot = event->slot;
+    if (slot->streaming) {
+        for (int i = 0; i < SLOT_STEPS; i++)
+            if (stream_step(&slot->stream, slot->buffer, SLOT_BUFFER, event->book, event->ring))
+                break;
+        slot_give(slot);
+        return 0;
+    }
+    if (!walk_on(&slot->walk, slot->buffer, SLOT_BUFFER, path)) {
+        if (++slot->walk.calls < WALK_CALLS)
+            return 1;
+        walk_give_up(event->book, &slot->walk, path);
+    }
+    return slot_finish(event, room);
+}
+
+// The call of the part fell through.
+static __always_inline void slot_fell(struct event *event)
+{
+    struct slot *slot = event->slot;
+    if (slot->streaming) {
+        count(event->book->cut_calls);
+        stream_cut(&slot->stream, event->book, event->ring, CAPPED);
+    } else {
+        count(event->kind->lost_call);
+    }
+    slot_give(slot);
 }

@@ -6,6 +6,8 @@ whose events are booked as `self-test`. A kind that is not here has no harmless 
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import socket
 from collections.abc import Callable, Iterable
@@ -36,6 +38,16 @@ def _patch_kernel() -> None:
     os.close(program)  # before the end of this child, when nobody knows any more whose it is
 
 
+def _map() -> None:
+    mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_EXEC)
+
+
+def _protect() -> None:
+    memory = mmap.mmap(-1, mmap.PAGESIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    ctypes.CDLL(None).mprotect(ctypes.c_void_p(address), mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_EXEC)
+
+
 def _listener() -> socket.socket:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
@@ -59,6 +71,8 @@ ACTS: Final[dict[str, Callable[[], None]]] = {
     "bpf_unload": _load_bpf,
     "ksymbol": _load_bpf,
     "kernel_text": _patch_kernel,
+    "mmap": _map,
+    "mprotect": _protect,
     "bind": lambda: _listener().close(),
     "listen": lambda: _listener().close(),
     "accept": _connect,

@@ -261,7 +261,7 @@ def _in_order(surface: Surface) -> Iterator[tuple[str, str]]:
 
 
 def _pin(what: str, kind: str, hook: str) -> str:
-    return f"{what}_{kind}-{hook.partition('/')[2]}"
+    return f"{what}_{kind}-{hook.replace('/', '-')}"
 
 
 def _belongs(pin: str, kind: str) -> bool:
