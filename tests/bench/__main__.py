@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 
-from tests.bench import drain, idle, latency, memory, overhead, produce, slowdown, spread, sustain
+from tests.bench import drain, idle, latency, memory, overhead, perf, produce, slowdown, spread, sustain
 from tests.bench.result import Figure, Part, machine, write
 
 MODULES = {
@@ -26,6 +26,7 @@ MODULES = {
     "latency": latency.measure,
     "memory": memory.measure,
     "spread": spread.measure,
+    "perf": perf.measure,
 }
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from tests.live.compare import cannot, same, who
-from tests.live.run import Live, Record, eventually
+from tests.live.run import SLOWER, Live, Record, eventually
 from tests.live.witness import as_record, fork, libc, spoken
 
 pytestmark = pytest.mark.kernel
@@ -379,11 +379,12 @@ def test_the_books_say_what_came(perf: Live) -> None:
 
 
 def storm(stop: Path) -> None:
-    """Mappings without end."""
+    """Mappings without end, thousands in a second."""
     file = os.open("/usr/bin/env", os.O_RDONLY)
     while not stop.exists():
         for _ in range(100):
             mmap.mmap(file, PAGE, prot=READ_EXECUTE, flags=mmap.MAP_PRIVATE).close()
+        time.sleep(0.01 * SLOWER)
 
 
 def test_a_killed_pipeline_leaves_books_that_balance(make_live: Callable[..., Live], ground: Path) -> None:
