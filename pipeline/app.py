@@ -11,7 +11,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import trio
@@ -129,7 +129,9 @@ class Pipeline:
         """Run to the end. `detaching`: no event shall come in after the end began. False: it had to be cut
         short.
         """
-        with closing(self._store), trio.CancelScope() as scope:
+        with closing(self._store), ExitStack() as feeds, trio.CancelScope() as scope:
+            for feed in self._feeds:
+                feeds.callback(feed.close)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_told, scope, detaching)
                 nursery.start_soon(books.answer, self._config.state, self.statement)
@@ -139,8 +141,6 @@ class Pipeline:
                 if self._view:
                     self._view.close()
                 nursery.cancel_scope.cancel()
-        for feed in self._feeds:
-            feed.close()
         return not scope.cancelled_caught
 
     async def _flow(self) -> None:
