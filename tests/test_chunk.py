@@ -64,7 +64,7 @@ def check(schema: Schema, data: bytes) -> None:
     whole = chunks[:1].view(schema.dtype)[0]
     for field in schema.fields:
         value = whole[field.name]
-        assert event.fields[field.name] == (value.tobytes() if field.type == "comm" else int(value))
+        assert event.fields[field.name] == (value.tobytes() if value.dtype.kind == "V" else int(value))
 
 
 @with_promises

@@ -21,6 +21,7 @@ from pipeline.kafka import (
     settings,
 )
 from pipeline.place import Kafka
+from pipeline.schema import families
 from tests.broker import Broker
 
 NOWHERE = Kafka("127.0.0.1:1")
@@ -68,10 +69,12 @@ def test_an_error_that_nobody_can_help_has_no_advice() -> None:
 @pytest.mark.kafka
 def test_topics_are_made_once_and_taken_as_they_are(kafka: Broker) -> None:
     place = Kafka(kafka.address, "topics.made")
-    assert ensure(place, {}, partitions=3, largest=2 << 20) == {"process": (2 << 20) + OVERHEAD}
-    assert present(place, {})[1] == {"topics.made.process": [0, 1, 2]}
-    assert ensure(place, {}, partitions=9, largest=5 << 20) == {"process": (2 << 20) + OVERHEAD}
-    assert present(place, {})[1] == {"topics.made.process": [0, 1, 2]}
+    limits = dict.fromkeys(families(), (2 << 20) + OVERHEAD)
+    topics = {f"topics.made.{family}": [0, 1, 2] for family in families()}
+    assert ensure(place, {}, partitions=3, largest=2 << 20) == limits
+    assert present(place, {})[1] == topics
+    assert ensure(place, {}, partitions=9, largest=5 << 20) == limits
+    assert present(place, {})[1] == topics
 
 
 @pytest.mark.kafka
@@ -79,7 +82,8 @@ def test_a_topic_of_others_keeps_its_limit(kafka: Broker) -> None:
     client = AdminClient({"bootstrap.servers": kafka.address, "log_level": 0})
     topic = NewTopic("of-others.process", 1, config={"max.message.bytes": "12345"})
     client.create_topics([topic])[topic.topic].result(20)
-    assert ensure(Kafka(kafka.address, "of-others"), {}, partitions=3, largest=1 << 20) == {"process": 12345}
+    limits = ensure(Kafka(kafka.address, "of-others"), {}, partitions=3, largest=1 << 20)
+    assert limits == {**dict.fromkeys(families(), (1 << 20) + OVERHEAD), "process": 12345}
 
 
 @pytest.fixture(scope="module")
