@@ -3,7 +3,9 @@
 
 #define _GNU_SOURCE
 #include <errno.h>
+#include <arpa/inet.h>
 #include <fcntl.h>
+#include <linux/io_uring.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -13,6 +15,8 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -277,10 +281,50 @@ static int die_by(void)
     return 1;
 }
 
+// Connect to port rest[0] of loopback by io_uring (with rest[1]: by a worker thread of the kernel's), or by a 32-bit call; print
+// the socket's inode number and the result, which is -errno.
+static int say(int fd, int result)
+{
+    struct stat found;
+    fstat(fd, &found);
+    printf("%lu %d\n", (unsigned long)found.st_ino, result);
+    return 0;
+}
+
+static int uring_connect(void)
+{
+    struct sockaddr_in to = {AF_INET, htons(atoi(rest[0])), {htonl(INADDR_LOOPBACK)}, {0}};
+    struct io_uring_params p = {0};
+    int fd = socket(AF_INET, SOCK_STREAM, 0), ring = syscall(SYS_io_uring_setup, 1, &p);
+    if (ring < 0)
+        return errno;
+    char *sq = mmap(NULL, p.sq_off.array + 64, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQ_RING);
+    char *cq = mmap(NULL, p.cq_off.cqes + 64, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_CQ_RING);
+    struct io_uring_sqe *sqe = mmap(NULL, sizeof *sqe, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQES);
+    if (sq == MAP_FAILED || cq == MAP_FAILED || sqe == MAP_FAILED)
+        die("mmap");
+    *sqe = (struct io_uring_sqe){.opcode = IORING_OP_CONNECT, .fd = fd, .addr = (uintptr_t)&to, .off = sizeof to};
+    sqe->flags = rest[1] ? IOSQE_ASYNC : 0;
+    ((unsigned *)(sq + p.sq_off.array))[0] = 0;
+    __atomic_store_n((unsigned *)(sq + p.sq_off.tail), 1, __ATOMIC_RELEASE);
+    if (syscall(SYS_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) < 0)
+        die("io_uring_enter");
+    return say(fd, ((struct io_uring_cqe *)(cq + p.cq_off.cqes))->res);
+}
+
+static int connect_32(void)
+{
+    struct sockaddr_in *to = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    *to = (struct sockaddr_in){AF_INET, htons(atoi(rest[0])), {htonl(INADDR_LOOPBACK)}, {0}};
+    return say(fd, call_32(362, fd, (uint32_t)(uintptr_t)to, sizeof *to, 0, 0));
+}
+
 static const struct { const char *name; int (*run)(void); } ACTS[] = {
     {"thread-exec", thread_exec}, {"leader-first", leader_first}, {"threads", threads}, {"exec-32", exec_32},
     {"memfd", memfd}, {"at", at}, {"vfork", vfork_exec}, {"work", work}, {"hop", hop}, {"storm", storm},
     {"stay", stay}, {"headless", headless}, {"die", die_by}, {"of-stack", of_stack}, {"as", as},
+    {"uring-connect", uring_connect}, {"connect-32", connect_32},
 };
 
 int main(int argc, char **argv)

@@ -14,7 +14,8 @@ import pytest
 
 from pipeline.kernel.proc import Process, processes
 from tests.live.host import need_kernel
-from tests.live.run import Live, eventually
+from tests.live.run import SLOWER, Live, eventually
+from tests.live.sockets import SOCKETS, Sockets
 
 NUMBERS = count()
 
@@ -97,3 +98,18 @@ def live(before: frozenset[Process], make_live: Callable[..., Live]) -> Iterator
     assert status == 0, live.said()
     assert live.ledger()["balanced"], live.ledger()
     assert live.ledger()["in_flight"] == 0
+
+
+@pytest.fixture(scope="module", params=["auto", "sys_exit"])
+def sockets(request: pytest.FixtureRequest, make_live: Callable[..., Live]) -> Iterator[Sockets]:
+    """The shared run, and one that looks at system calls' ends alone."""
+    if request.param == "auto":
+        yield Sockets(request.getfixturevalue("live"))
+        return
+    if SLOWER > 1:
+        pytest.skip("system calls' ends are tested on the bare host")
+    live = make_live(surface=request.param)
+    live.start(events=",".join(("process", *SOCKETS)))
+    yield Sockets(live)
+    assert live.stop() == 0, live.said()
+    assert live.ledger()["balanced"], live.ledger()

@@ -16,6 +16,8 @@ from typing import Any
 import msgpack
 
 from pipeline.books import ask
+from pipeline.kernel import bpf
+from pipeline.kernel.layout import BOOKS, OWN_ROWS, books_view
 from pipeline.kernel.manifest import Manifest
 from pipeline.store import LOG, Store
 from tests.live.witness import Act
@@ -150,6 +152,15 @@ class Live:
         if found is None:
             found = json.loads(self.command("ledger", "--state", str(self.state), "--json").stdout)
         return found
+
+    def joins(self) -> int:
+        """Joins of two hooks that are open now, as the kernel's books count them."""
+        manifest = Manifest.read(self.state)
+        assert manifest is not None
+        books = bpf.get(self.pins / "map_books")
+        memory = bpf.map_memory(books, (manifest.entries + OWN_ROWS) * BOOKS.itemsize)
+        os.close(books)
+        return int(books_view(memory, manifest.entries)["joins"][: manifest.entries].sum())
 
     def said(self) -> str:
         """What `run` wrote."""
