@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.chunk import HEADER, PERF_RING, STRIDE, event_id, split
+from pipeline.chunk import HEADER, OWN_RINGS, PERF_RING, STRIDE, event_id, split
 from pipeline.event import UNKNOWN, settle
 from pipeline.kernel import own_ring
-from pipeline.kernel.layout import OWN
+from pipeline.kernel.layout import BOOKS, OWN, row_of
 from pipeline.kernel.own_ring import OwnMemory, OwnRing
 from pipeline.kernel.ring import PAGE, Ring
 from pipeline.ledger import RingBooks
@@ -236,3 +236,12 @@ def test_a_map_in_the_kernel_is_such_memory() -> None:
     assert other.chunks[: size // STRIDE].view(MMAP.dtype)["address"].tolist() == list(range(size // STRIDE))
     assert bytes(other.data[:size]) == bytes(other.data[size:])
     os.close(fd)
+
+
+def test_rows_stand_behind_those_of_cpus() -> None:
+    assert [row_of(ring, 8) for ring in (0, 7, *OWN_RINGS.values())] == [0, 7, 8, 9]
+    assert OWN.itemsize == BOOKS.itemsize
+    for name in ("sequence", "start", "drops", "kinds"):
+        assert OWN.fields is not None
+        assert BOOKS.fields is not None
+        assert OWN.fields[name] == BOOKS.fields[name]
