@@ -321,7 +321,9 @@ def two(found: list[Record]) -> list[Record] | None:
 
 def test_a_control_group(perf: Live, ground: Path) -> None:
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    roots = [Path(m[1]) for m in mounts if m[2] == "cgroup2" or (m[2] == "cgroup" and "perf_event" in m[3])]
+    roots = [Path(m[1]) for m in mounts if m[2] == "cgroup" and "perf_event" in m[3].split(",")]
+    if "perf_event\t0\t" in Path("/proc/cgroups").read_text():  # of no version-1 hierarchy
+        roots = [Path(m[1]) for m in mounts if m[2] == "cgroup2"]
     if not roots:
         cannot("cgroup", "no hierarchy of perf_event is mounted")
     folder = roots[0] / f"promissory-test-{os.getpid()}"
