@@ -7,6 +7,13 @@
 // check each read of the compiled program against BTF (kernel/offsets.py); what is added to
 // the pointer after it is the offset.
 
+// By their own names, bcc would read all of /proc/kallsyms at each call of these in the sources, to learn whether the
+// kernel has them (every kernel with BTF does): half of the time that compiling takes. The program is the same.
+static int (*read_user)(void *to, u32 size, const void *from) = (void *)BPF_FUNC_probe_read_user;
+static int (*read_user_string)(void *to, u32 size, const void *from) = (void *)BPF_FUNC_probe_read_user_str;
+#define bpf_probe_read_user read_user
+#define bpf_probe_read_user_str read_user_string
+
 #define READ(type, field, pointer) ({                                                             \
     TYPE_##type##__##field value_ = 0;                                                            \
     const void *from_ = (const void *)(pointer);                                                  \
