@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,3 +110,31 @@ def test_a_ring_of_an_odd_size_is_refused() -> None:
     with pytest.raises(OSError, match="Invalid argument") as error:
         bpf.create_ring(5000, "odd")
     assert error.value.filename == "odd"
+
+
+def test_a_frozen_map_is_written_no_more(array: int) -> None:
+    bpf.update(array, bytes(4), b"as it is".ljust(16))
+    bpf.freeze(array)
+    with pytest.raises(PermissionError):
+        bpf.update(array, bytes(4), b"otherwise".ljust(16))
+    assert bpf.lookup(array, bytes(4), 16) == b"as it is".ljust(16)
+
+
+def test_programs_and_tracepoints() -> None:
+    program = bpf.load_program(bpf.RAW_TRACEPOINT, bpf.NOTHING, "test_program")
+    shown = subprocess.run(
+        ["bpftool", "-j", "prog", "show", "name", "test_program"], capture_output=True, check=True
+    )
+    found = json.loads(shown.stdout)
+    assert (found["type"], found["gpl_compatible"]) == ("raw_tracepoint", True)
+    os.close(bpf.attach_tracepoint(program, "sched_process_exit"))
+    with pytest.raises(FileNotFoundError) as error:
+        bpf.attach_tracepoint(program, "no_such_tracepoint")
+    assert error.value.filename == "no_such_tracepoint"
+    os.close(program)
+
+
+def test_a_program_that_does_not_end_is_refused() -> None:
+    with pytest.raises(OSError, match="Invalid argument") as error:
+        bpf.load_program(bpf.RAW_TRACEPOINT, bpf.NOTHING[:8], "endless")
+    assert error.value.filename == "endless"

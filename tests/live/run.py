@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgpack
+import pytest
 
 from pipeline.books import ask
 from pipeline.kernel import bpf
@@ -165,6 +166,21 @@ class Live:
     def said(self) -> str:
         """What `run` wrote."""
         return (self.state / "output").read_text(errors="replace")
+
+    def need(self, *kinds: str) -> None:
+        """Skip a test where this host gives none of these kinds."""
+        missing = [kind for kind in kinds if kind not in self.kinds]
+        if missing:
+            pytest.skip(f"NOT TESTED: this host gives no {', '.join(missing)}; see `promissory check`")
+
+    def only(self, kind: str, **fields: object) -> Record:
+        """The one record with these values, when it has come."""
+
+        def found() -> list[Record]:
+            return [r for r in self.log.read() if r["kind"] == kind and fields.items() <= r.items()]
+
+        (record,) = eventually(found, f"a {kind} with {fields}")
+        return cast(Record, record)
 
     def ended(self, pid: int) -> Record:
         """The exit event of a process, when it has come; all others of that process are there then."""
