@@ -5,7 +5,6 @@ from __future__ import annotations
 import compileall
 import os
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -54,8 +53,7 @@ def run_all(names: Sequence[str], arguments: Sequence[str] = ()) -> int:
     except Missing as reason:
         print(f"NOT TESTED in virtual machines ({', '.join(job.name for job in jobs)}): {reason}")
         return int(os.environ.get("CI") == "true")
-    shutil.rmtree(RESULTS, ignore_errors=True)
-    RESULTS.mkdir(parents=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     for folder in ("pipeline", "tests"):  # here it takes a moment, in a machine each process would do it
         compileall.compile_dir(HERE / folder, quiet=2)
     with ThreadPoolExecutor(SLOTS) as pool:
@@ -69,6 +67,8 @@ def run_all(names: Sequence[str], arguments: Sequence[str] = ()) -> int:
 
 def _one(job: Job, arguments: Sequence[str]) -> Result:
     files = {kind: RESULTS / f"{job.name}.{kind}" for kind in ("log", "xml", "json")}
+    for file in files.values():
+        file.unlink(missing_ok=True)
     pytest = [
         *(sys.executable, "-m", "pytest", "tests/live", "tests/kernel", "-m", job.marker, "--tb=short"),
         *("-p", "no:cacheprovider", "-o", f"timeout={ONE_TEST}", f"--junitxml={files['xml']}", *arguments),
