@@ -120,6 +120,26 @@ static int exec_32(void)
     return -call_32(11, path, (uint32_t)(uintptr_t)argv, (uint32_t)(uintptr_t)env, 0, 0);
 }
 
+// Map the third page and a bit of file rest[0] by 32-bit calls, and make a page of memory executable; write both addresses to
+// descriptor 9.
+static int map_32(void)
+{
+    uint64_t last = 2; // pages: the sixth argument, in ebp
+    long address = 192; // mmap2
+    int file = open(rest[0], O_RDONLY);
+    char *low = mmap(NULL, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+    if (file < 0 || low == MAP_FAILED)
+        die("map-32");
+    asm volatile("xchg %%rbp, %1\n int $0x80\n xchg %%rbp, %1"
+                 : "+a"(address), "+r"(last)
+                 : "b"(0), "c"(4096 + 7), "d"(PROT_READ | PROT_EXEC), "S"(MAP_PRIVATE), "D"(file)
+                 : "memory", "r8", "r9", "r10", "r11");
+    if (call_32(125, (uint32_t)(uintptr_t)low, 4096, PROT_READ | PROT_EXEC, 0, 0))
+        die("mprotect");
+    dprintf(9, "%u %lu\n", (uint32_t)address, (unsigned long)low);
+    return (int)address > -4096 && (int)address < 0;
+}
+
 // Copy rest[0] into a memfd called rest[1] and execute that with the other arguments.
 static int memfd(void)
 {
@@ -322,6 +342,7 @@ static int connect_32(void)
 
 static const struct { const char *name; int (*run)(void); } ACTS[] = {
     {"thread-exec", thread_exec}, {"leader-first", leader_first}, {"threads", threads}, {"exec-32", exec_32},
+    {"map-32", map_32},
     {"memfd", memfd}, {"at", at}, {"vfork", vfork_exec}, {"work", work}, {"hop", hop}, {"storm", storm},
     {"stay", stay}, {"headless", headless}, {"die", die_by}, {"of-stack", of_stack}, {"as", as},
     {"uring-connect", uring_connect}, {"connect-32", connect_32},

@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.kernel.proc import Process, processes
 from tests.live.host import need_kernel
+from tests.live.memory import SURFACES, Memory
 from tests.live.run import SLOWER, Live, eventually
 from tests.live.sockets import SOCKETS, Sockets
 
@@ -113,3 +114,27 @@ def sockets(request: pytest.FixtureRequest, make_live: Callable[..., Live]) -> I
     yield Sockets(live)
     assert live.stop() == 0, live.said()
     assert live.ledger()["balanced"], live.ledger()
+
+
+@pytest.fixture(scope="session", params=[False, True], ids=["first", "all"])
+def memory(request: pytest.FixtureRequest, make_live: Callable[..., Live], ground: Path) -> Iterator[Memory]:
+    """The shared run, and one from another surface with `memory.all`; see tests/live/memory.py."""
+    surface = SURFACES[request.param]
+    if surface == "lsm":
+        live = request.getfixturevalue("live")
+        assert live.kinds["mmap"] == live.kinds["mprotect"] == surface
+        yield Memory(live, surface, False, ground)
+        return
+    live = make_live(surface=surface, memory__all=str(request.param).lower())
+    live.start(events="process,mmap,mprotect")
+    yield Memory(live, surface, request.param, ground)
+    assert live.stop() == 0, live.said()
+    assert live.ledger()["balanced"], live.ledger()
+
+
+@pytest.fixture
+def folder(ground: Path) -> bytes:
+    """A new folder with a short name."""
+    path = ground / f"f{next(NUMBERS)}"
+    path.mkdir()
+    return os.fsencode(path)
