@@ -58,7 +58,13 @@ class Loader:
     def attach(self, pipeline: Identity | None) -> Manifest:
         """Attach everything and pin it; `pipeline` is the process whose own events are not reported (I8)."""
         attempt, hooks = self.try_all(pipeline)
-        working = {hook.event for hook in hooks if hook.works}
+        # What keeps identities comes from anywhere, but is not given as what was asked for.
+        working = {
+            hook.event
+            for hook in hooks
+            if hook.works
+            and (hook.event not in self.config.events or self._is_named(hook.event, hook.surface))
+        }
         missing = [kind for kind in self.config.events if kind not in (EVERY, *working)]
         if missing:
             answers = "; ".join(_answer(kind, hooks, self.config.surface) for kind in missing)
@@ -139,18 +145,19 @@ class Loader:
     def _is_needed(self, schema: Schema) -> bool:
         return schema.always or any(by_name()[kind].needs == schema.name for kind in self.kinds)
 
+    def _is_named(self, kind: str, surface: str) -> bool:
+        """Whether `surface` of the configuration allows a surface of a kind."""
+        return self.config.surface in ("auto", surface) or surface == "proc" or bool(by_name()[kind].needs)
+
     def _candidates(self, schema: Schema) -> Iterator[Surface]:
         """Surfaces that the configuration allows and that were not refused."""
-        only = self.config.surface
-        for surface in schema.surfaces:
-            named = (
-                only in ("auto", surface.name)
-                or surface.name == "proc"
-                or schema.needs
-                or (self._is_needed(schema) and schema.name not in self.config.events)
-            )
+        named = [surface for surface in schema.surfaces if self._is_named(schema.name, surface.name)]
+        if self._is_needed(schema):
+            asked = named if schema.name in self.config.events else ()
+            named = [*asked, *(surface for surface in schema.surfaces if surface not in asked)]
+        for surface in named:
             priced = surface.cost and not self.config.names(schema.name)
-            if named and not priced and (schema.name, surface.name) not in self._refused:
+            if not priced and (schema.name, surface.name) not in self._refused:
                 yield surface
 
     def _allowed(self, schema: Schema, surface: Surface) -> bool:
@@ -212,7 +219,7 @@ def _rank(hook: Hook) -> tuple[int, int]:
 
 def _answer(kind: str, hooks: list[Hook], surface: str) -> str:
     """Why this host cannot give a kind of event."""
-    tried = [f"{hook.surface} {hook.answer}" for hook in hooks if hook.event == kind]
+    tried = [f"{hook.surface} {hook.answer}" for hook in hooks if hook.event == kind and not hook.works]
     return f"this host cannot give {kind} ({', '.join(tried) or f'it has no surface {surface}'})"
 
 

@@ -305,6 +305,16 @@ def test_who_asks_for_what_cannot_be_had_is_told(host: type[Stub], tmp_path: Pat
         looking(tmp_path, "two").attach(None)
 
 
+def test_what_keeps_identities_is_there_and_yet_not_given(host: type[Stub], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot give one \(it has no surface audit\)"):
+        looking(tmp_path, "one", surface="audit").attach(None)
+    assert host.tried == [{"one": "lsm"}]
+    refused["raw_tp/tracepoint"] = "no"
+    with pytest.raises(UserError, match=r"cannot give one \(tracepoint raw_tp/tracepoint: no\)"):
+        looking(tmp_path, "one", surface="tracepoint").attach(None)
+    assert host.tried[1:] == [{"one": "lsm"}]
+
+
 def test_the_matrix_tries_every_surface(host: type[Stub], tmp_path: Path) -> None:
     refused["raw_tp/fexit"] = "no"
     found = looking(tmp_path, "all").matrix()

@@ -99,7 +99,8 @@ def test_attach_then_run_then_detach(make_live: Callable[..., Live], acts: bytes
     assert attached.returncode == 0, attached.stderr
     assert "exec (tracepoint)" in attached.stdout
     own = programs(live.pins)
-    assert {p.name for p in live.pins.glob("link_*")} == {"link_on_exec", "link_on_exit", "link_on_fork"}
+    links = {p.name.partition("-")[0] for p in live.pins.glob("link_*")}
+    assert links == {"link_exec", "link_exit", "link_fork"}
     assert len(own) >= 6
     assert own <= loaded()
     assert live.pins.stat().st_mode & 0o777 == 0o700
@@ -178,10 +179,11 @@ def test_a_run_that_attached_detaches_at_its_end(make_live: Callable[..., Live],
 
 def test_a_surface_that_this_host_has_not(make_live: Callable[..., Live]) -> None:
     live = make_live()
-    done = live.command("run", "--state", str(live.state), "--surface", "lsm", "--duration", "1")
+    asked = ("--events", "exec", "--surface", "audit")
+    done = live.command("run", "--state", str(live.state), *asked, "--duration", "1")
     assert done.returncode == 1
     error = done.stderr.splitlines()[-1]
-    assert "cannot give exec (it has no surface lsm)" in error
+    assert "cannot give exec (it has no surface audit)" in error
     assert "promissory check" in error
     assert not live.pins.exists()
     assert os.path.exists(live.state)
