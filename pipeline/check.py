@@ -24,7 +24,7 @@ from pipeline.kafka import AwayError, BrokerError, present
 from pipeline.kernel.attachment import BPFFS, probe
 from pipeline.kernel.layout import cgroup_known, cpus
 from pipeline.kernel.manifest import Hook
-from pipeline.schema import by_name
+from pipeline.schema import Schema, by_name
 from pipeline.shown import size
 from pipeline.tables import console, mark, table
 
@@ -176,14 +176,18 @@ def judge(config: Config, tried: Sequence[Hook]) -> Iterator[Finding]:
         unwell: Status = "fail" if name in config.events or (is_wanted and schema.always) else "warn"
         hooks = [hook for hook in tried if hook.event == name]
         for hook in hooks:
-            answer = " ".join((hook.surface, *hook.hooks)) + f": {hook.answer}"
-            if hook.works or name in working:
-                yield Finding(name, "ok", answer, hook.cost if hook.works else "another surface serves")
+            if hook.works:
+                yield Finding(
+                    name, "ok", f"{' '.join((hook.surface, *hook.hooks))}: {hook.answer}", hook.cost
+                )
+            elif name in working:
+                yield Finding(name, "ok", f"{hook.surface}: {hook.answer}", "another surface serves")
             elif is_wanted:
-                advice = f"leave {name} out of --events, or boot a kernel that allows it"
-                yield Finding(name, unwell, answer, advice)
+                yield Finding(name, unwell, f"{hook.surface}: {hook.answer}", _advice(config, schema, hooks))
             else:
-                yield Finding(name, "warn", answer, "not asked for; this host cannot give it")
+                yield Finding(
+                    name, "warn", f"{hook.surface}: {hook.answer}", "not asked for; this host cannot give it"
+                )
         if not hooks and is_wanted:
             names = ", ".join(surface.name for surface in schema.surfaces)
             advice = f"take --surface auto, or {names}"
@@ -191,6 +195,17 @@ def judge(config: Config, tried: Sequence[Hook]) -> Iterator[Finding]:
         elif not hooks:
             cost = "; ".join(surface.cost for surface in schema.surfaces if surface.cost)
             yield Finding(name, "ok", "off, not tried: --events did not name it", cost)
+
+
+def _advice(config: Config, schema: Schema, tried: Sequence[Hook]) -> str:
+    """What to do about an event of which no surface works."""
+    if schema.name in config.events:
+        return f"leave {schema.name} out of --events, or boot a kernel that allows it"
+    untried = [surface for surface in schema.surfaces if surface.name not in {hook.surface for hook in tried}]
+    priced = next((surface for surface in untried if surface.cost), None)
+    if priced is None:
+        return "not collected here: boot a kernel that allows it"
+    return f"not collected; --events {schema.name} takes it from {priced.name}, which {priced.cost}"
 
 
 # ---- where events go

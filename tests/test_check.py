@@ -115,6 +115,18 @@ def test_a_surface_that_serves_excuses_another() -> None:
     ]
 
 
+def test_an_event_that_only_has_a_price_here_says_it() -> None:
+    tried = [h for h in ALL if h.event != "bind"] + [hook("bind", False, "fexit")]
+    found = judged(tried)["bind"]
+    assert (found.status, found.answer) == ("warn", "fexit: as the kernel says")
+    assert found.advice.startswith(
+        "not collected; --events bind takes it from sys_exit, which runs at the end"
+    )
+    found = judged([*tried, hook("bind", False, "sys_exit")], events="bind")["bind"]
+    assert (found.status, found.advice[:9]) == ("fail", "leave bin")
+    assert judged(without("ksymbol"))["ksymbol"].advice == "not collected here: boot a kernel that allows it"
+
+
 def test_costly_events_are_off_unless_named_and_say_their_cost() -> None:
     off = judged(ALL)["exec_failed"]
     assert off.status == "ok"
