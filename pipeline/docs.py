@@ -1,5 +1,6 @@
 """What in docs/ follows from the schemas and from what kernels said: `python -m pipeline.docs` checks it,
-`--write` renews it, `surfaces SHEET…` takes other sheets (`promissory check --matrix --json`) and renews it.
+`--write` renews it, `surfaces SHEET…` takes other sheets (`promissory check --matrix --json`) and renews it;
+`publish` also enters new versions of schemas into schemas/lock.json.
 
 In a document such a part stands between two comments, `<!-- PART: … -->` and `<!-- end -->`; what is around
 them is written by hand. Nothing of the pipeline's flow passes through here.
@@ -19,11 +20,12 @@ from pipeline.record import DERIVED
 from pipeline.schema import COMMON, Field, Schema, Surface, by_name
 from pipeline.sheet import Sheet, document
 
-__all__ = ["DOCS", "FILES", "keep", "main", "renewed"]
+__all__ = ["DOCS", "FILES", "LOCK", "contract", "keep", "main", "publish", "renewed"]
 
 DOCS: Final = Path(__file__).resolve().parent.parent / "docs"
 FILES: Final = ("wire-format.md", "record.md", "surfaces.md")
 SHEETS: Final = "sheets"
+LOCK: Final = DOCS.parent / "schemas" / "lock.json"
 
 Row = Sequence[object]
 
@@ -142,6 +144,22 @@ def renewed(text: str) -> str:
     return MARKED.sub(lambda m: m["begin"] + PARTS[m["part"]]() + "\n" + m["end"], text)
 
 
+def contract(schema: Schema) -> dict[str, dict[str, str]]:
+    """What a published version of a schema promises for ever: keys and their types."""
+    return {
+        "fields": {".".join(field.path): field.type for field in schema.fields},
+        "promises": {promise.name: promise.type for promise in schema.promises},
+    }
+
+
+def publish(lock: Path = LOCK) -> None:
+    """Enter versions that are new into the list of published ones; those that are in it stay as they are."""
+    published = json.loads(lock.read_text())
+    for schema in by_name().values():
+        published.setdefault(schema.title, contract(schema))
+    lock.write_text(json.dumps(published, indent=2) + "\n")
+
+
 def keep(sheets: Iterable[Sheet]) -> None:
     """Keep these sheets, and none of before."""
     made = {f"{sheet['kernel']}.json": json.dumps(sheet, indent=1, ensure_ascii=False) for sheet in sheets}
@@ -158,6 +176,8 @@ def main(arguments: Sequence[str]) -> int:
     status = 0
     if arguments[:1] == ["surfaces"]:
         keep(json.loads(Path(name).read_text()) for name in arguments[1:])
+    if arguments[:1] == ["publish"]:
+        publish()
     for path in (DOCS / name for name in FILES):
         old = path.read_text()
         new = renewed(old)

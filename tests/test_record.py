@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.docs import LOCK, contract, publish
 from pipeline.json_schema import json_schema
 from pipeline.record import DERIVED, IDENTITY, entities, identity, process_id
 from pipeline.redact import Redaction
@@ -19,8 +20,6 @@ from pipeline.schema import Schema, by_name
 from pipeline.stages.encode import Encode
 from pipeline.stages.enrich import Enrich
 from tests.batches import BOOT, HOST, FixedAnswers, batch_of, event
-
-LOCK = Path(__file__).parent.parent / "schemas" / "lock.json"
 
 
 def record(kind: str, **values: Any) -> dict[str, Any]:
@@ -97,21 +96,25 @@ def test_unknown_numbers_are_nil() -> None:
     assert made["process"]["parent"] is None
 
 
-def _contract(schema: Schema) -> dict[str, dict[str, str]]:
-    return {
-        "fields": {".".join(field.path): field.type for field in schema.fields},
-        "promises": {promise.name: promise.type for promise in schema.promises},
-    }
-
-
 def test_versions_only_ever_add() -> None:
     """A published version stays as it is: a new field is a new version, entered in schemas/lock.json."""
     published = json.loads(LOCK.read_text())
     for schema in by_name().values():
-        assert published[schema.title] == _contract(schema)
-    for title, contract in published.items():
+        assert published[schema.title] == contract(schema), "a new version: python -m pipeline.docs publish"
+    for title, keys in published.items():
         name, _, version = title.partition("/")
         now = by_name()[name]
         assert int(version) <= now.version
-        for part, entries in _contract(now).items():
-            assert contract[part].items() <= entries.items()
+        for part, entries in contract(now).items():
+            assert keys[part].items() <= entries.items()
+
+
+def test_what_was_published_stays_and_what_is_new_is_entered(tmp_path: Path) -> None:
+    lock = tmp_path / "lock.json"
+    old = {"exec/1": {"fields": {"pid": "u8"}, "promises": {}}, "gone/1": {"fields": {}, "promises": {}}}
+    lock.write_text(json.dumps(old))
+    publish(lock)
+    found = json.loads(lock.read_text())
+    assert {title: found[title] for title in old} == old
+    assert found.keys() - old.keys() == {schema.title for schema in by_name().values()} - old.keys()
+    assert found["fork/1"] == contract(by_name()["fork"])
