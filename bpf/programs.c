@@ -21,6 +21,7 @@
 #include "chunk.h"
 #include "identity.h"
 #include "event.h"
+#include "call.h"
 #include "path.h"
 #include "stream.h"
 #include "exec.h"
@@ -35,6 +36,10 @@
 #endif
 #ifdef WITH_exec_failed
 #include "exec_failed.c"
+#endif
+#ifdef WITH_family_namespace
+#include "namespace.c"
+#include "cgroup.c"
 #endif
 #ifdef WITH_family_memory
 #include "file.h"

@@ -3,13 +3,6 @@
 // It taxes every call, so it does as little as can be: one table, filled with the handlers of the calls that are asked for. A
 // handler is a program behind a tail call; it gets the hook's own arguments, pt_regs and the result.
 
-#define TS_COMPAT 2
-
-static __always_inline int is_compat(void *task)
-{
-    return LOAD(task_struct, thread_info__status, task) & TS_COMPAT;
-}
-
 PROGRAM(on_sys_exit)
 {
     u64 number = READ(pt_regs, orig_ax, (void *)ctx->args[0]);

@@ -74,9 +74,12 @@ class Surface:
     (the end of one system call). Empty: a source of the pipeline's own (perf, audit, proc) reads it."""
     before: Mapping[str, str] = field(default_factory=dict)
     """TYPE/HOOK → program that only remembers something for those of `hooks`."""
+    optional: tuple[str, ...] = ()
+    """Those of both that a kernel may lack (32-bit system calls)."""
     parts: tuple[str, ...] = ()
     """Programs that those of `hooks` go on to by tail calls: `calls_KIND.call(ctx, CALL_PART)`. The kernel
-    wants all that share a table to be of one type and for functions with one signature."""
+    wants all that share a table to be of one type and for functions with one signature: for each other
+    signature among `hooks` the loader makes another table."""
     without: tuple[str, ...] = ()
     """Fields and promises that this surface does not show: nil in its records."""
     blind: str = ""
@@ -295,7 +298,9 @@ def _inherited(
 
 
 def _surface(entry: dict[str, Any]) -> Surface:
-    lists: dict[str, Any] = {key: tuple(entry[key]) for key in ("parts", "without") if key in entry}
+    lists: dict[str, Any] = {
+        key: tuple(entry[key]) for key in ("optional", "parts", "without") if key in entry
+    }
     return Surface(**{**entry, **lists})
 
 

@@ -6,16 +6,20 @@ whose events are booked as `self-test`. A kind that is not here has no harmless 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
 import socket
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Final
 
 from pipeline.kernel import bpf, netlink
 
 __all__ = ["ACTS", "act"]
+
+CLONE_NEWUTS: Final = 0x04000000
 
 
 def _exec() -> None:
@@ -62,6 +66,22 @@ def _connect(*, blocking: bool = True) -> None:
         listener.accept()
 
 
+def _unshare() -> None:
+    ctypes.CDLL(None).unshare(CLONE_NEWUTS)
+
+
+def _make_cgroup() -> None:
+    """In whichever hierarchy can be had; where none is mounted, the kernel makes none."""
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, place, kind, *_ = line.split()
+        folder = Path(place) / f"promissory-self-test-{os.getpid()}"
+        if kind in ("cgroup", "cgroup2"):
+            with contextlib.suppress(OSError):
+                folder.mkdir()
+                folder.rmdir()
+                return
+
+
 ACTS: Final[dict[str, Callable[[], None]]] = {
     "exec": _exec,
     "exec_failed": _fail_to_exec,
@@ -78,6 +98,8 @@ ACTS: Final[dict[str, Callable[[], None]]] = {
     "accept": _connect,
     "connect": _connect,
     "connect_done": lambda: _connect(blocking=False),
+    "namespace": _unshare,
+    "cgroup": _make_cgroup,
     "audit": lambda: netlink.say(b"promissory: self-test"),
 }
 """Kind → what a child does; that there is a child at all is fork's and exit's."""

@@ -18,7 +18,7 @@ from pipeline.config import Config
 from pipeline.kernel import bpf, netlink, own_ring, perf_event
 from pipeline.kernel.acts import ACTS, act
 from pipeline.kernel.calls import NUMBERS
-from pipeline.kernel.compiler import Compiled, attach
+from pipeline.kernel.compiler import Compiled, attach, signature
 from pipeline.kernel.layout import (
     AREA_SIZE,
     BOOKS,
@@ -165,22 +165,38 @@ class Attempt:
     def _load(self, schema: Schema, surface: Surface) -> dict[str, int] | OSError:
         """Hook → descriptor of its program; or the kernel's answer."""
         found: dict[str, int] = {}
+        tables: dict[int, dict[int, int]] = {}  # per signature: bcc's table → the one to use
         try:
             for hook, program in _in_order(surface):
-                found[hook] = self.compiled.load(hook, program)
+                kind = signature(hook)
+                if surface.parts and hook in surface.hooks and kind not in tables:
+                    tables[kind] = self._load_parts(schema.name, surface, hook, len(tables))
+                found[hook] = self.compiled.load(hook, program, tables.get(kind, {}))
                 self.pinned[_pin("program", schema.name, hook)] = found[hook]
-            for place, part in enumerate(surface.parts):
-                fd = self.compiled.load(next(iter(surface.hooks)), part)
-                self.compiled.put(f"calls_{schema.name}", place, fd)
-                self.pinned[f"program_{schema.name}-{part}"] = fd
         except OSError as error:
             return error
         return found
 
+    def _load_parts(self, kind: str, surface: Surface, hook: str, number: int) -> dict[int, int]:
+        """The programs that those at hooks of one signature go on to, and the table that these call them by:
+        the first has bcc's, any other its own.
+        """
+        name, suffix = f"calls_{kind}", f"-{number}" if number else ""
+        table = self.compiled.map(name)
+        instead = {}
+        if number:
+            instead[table] = table = bpf.create_table(len(surface.parts), name)
+            self.pinned[f"map_{name}{suffix}"] = table
+        for place, part in enumerate(surface.parts):
+            fd = self.compiled.load(hook, part, instead)
+            bpf.update(table, place.to_bytes(4, "little"), fd.to_bytes(4, "little"))
+            self.pinned[f"program_{kind}-{part}{suffix}"] = fd
+        return instead
+
     def _load_dispatcher(self) -> int | None:
         if not self._has_sys_exit:
             return None
-        self.pinned["program_sys_exit"] = fd = self.compiled.load(DISPATCHER, "on_sys_exit")
+        self.pinned["program_sys_exit"] = fd = self.compiled.load(DISPATCHER, "on_sys_exit", {})
         return fd
 
     def _attach(self, schema: Schema, surface: Surface, loaded: Mapping[str, int] | OSError) -> Hook:

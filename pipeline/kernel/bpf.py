@@ -21,6 +21,7 @@ __all__ = [
     "attach_tracepoint",
     "create_array",
     "create_ring",
+    "create_table",
     "delete",
     "freeze",
     "get",
@@ -38,6 +39,7 @@ __all__ = [
 
 NOEXIST: Final = 1
 MAP_TYPE_ARRAY: Final = 2
+MAP_TYPE_PROG_ARRAY: Final = 3
 MAP_TYPE_RINGBUF: Final = 27
 MMAPABLE: Final = 1 << 10
 RAW_TRACEPOINT: Final = 17
@@ -69,6 +71,12 @@ def _address(data: ctypes.Array[ctypes.c_char] | None) -> int:
 def create_ring(size: int, name: str) -> int:
     """A new ring buffer map of `size` bytes (a power of two of pages)."""
     attributes = struct.pack("=IIIIIII16s", MAP_TYPE_RINGBUF, 0, 0, size, 0, 0, 0, name.encode()[:15])
+    return _bpf(_CREATE, attributes.ljust(72, b"\0"), name)
+
+
+def create_table(entries: int, name: str) -> int:
+    """A new table of tail calls."""
+    attributes = struct.pack("=IIIIIII16s", MAP_TYPE_PROG_ARRAY, 4, 4, entries, 0, 0, 0, name.encode()[:15])
     return _bpf(_CREATE, attributes.ljust(72, b"\0"), name)
 
 

@@ -96,6 +96,11 @@ class Btf:
         parameters = self._added(self._target(type_id), FUNC_PROTO)
         return type_id, tuple(self._name(at) for at in parameters[:, 0])
 
+    def prototype(self, function: str) -> int:
+        """Type id of the signature of one of the kernel's functions; 0: there is none."""
+        type_id = self._find(function, FUNC)
+        return self._target(type_id) if type_id else 0
+
     def _find(self, name: str, *kinds: int) -> int:
         """The first type of that name and one of these kinds; 0: none. Names are stored whole, and once."""
         asked = (name, kinds)

@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from pipeline.errors import UserError
 from pipeline.kernel import bpf, btf, offsets, source
+from pipeline.kernel.offsets import INSTRUCTION, LOAD_IMM64
 from pipeline.kernel.source import Choice
 
-__all__ = ["HOOKS", "Compiled", "attach", "refusal"]
+__all__ = ["HOOKS", "Compiled", "attach", "refusal", "signature"]
 
 
 class _Options(ctypes.Structure):
@@ -37,6 +39,10 @@ HOOKS: Final = {
 }
 
 
+LOAD_MAP: Final = (LOAD_IMM64, 1)
+"""Opcode and source of the instruction that loads a map, by its descriptor."""
+
+
 def refusal(hook: str, log: Path) -> str:
     """Why this kernel refuses a hook (TYPE/NAME); empty: it does not. Nothing is attached."""
     kind, _, name = hook.partition("/")
@@ -44,14 +50,18 @@ def refusal(hook: str, log: Path) -> str:
         return "" if btf.running().arguments(name) else "this kernel has no such tracepoint"
     if kind == "sys_exit":
         return ""
-    function = f"bpf_lsm_{name}" if kind == "lsm" else name
-    if btf.running().function(function) is None:
+    if btf.running().function(_function(hook)) is None:
         return "this kernel has no such hook" if kind == "lsm" else "this kernel has no such function"
     try:
         os.close(_load(hook, bpf.NOTHING, log))  # any program of the type gets the same answer
     except OSError as error:
         return f"refused: {error.strerror}"
     return ""
+
+
+def signature(hook: str) -> int:
+    """Hooks of programs that share a table of tail calls have the same (since Linux 6.12, 28ead3eaabc1)."""
+    return btf.running().prototype(_function(hook)) if hook.startswith(("lsm/", "fentry/", "fexit/")) else 0
 
 
 class Compiled:
@@ -83,13 +93,15 @@ class Compiled:
         found: bytes = self._module.dump_func(name.encode())
         return found
 
-    def load(self, hook: str, program: str) -> int:
-        """Load a program as one for a hook; its descriptor. OSError carries the kernel's answer."""
+    def load(self, hook: str, program: str, tables: Mapping[int, int]) -> int:
+        """Load a program as one for a hook; its descriptor. OSError carries the kernel's answer. `tables`:
+        map → the one to use in its place.
+        """
         if program not in self._checked:
             code = self.code(program)
             offsets.check([(program, code)], self._uses)
             self._checked[program] = code
-        return _load(hook, self._checked[program], self._log)
+        return _load(hook, _with_tables(self._checked[program], tables), self._log)
 
     def put(self, table: str, place: int, program: int) -> None:
         """Put a loaded program into a table of tail calls."""
@@ -114,6 +126,21 @@ def attach(hook: str, program: int, log: Path) -> int:
     if link < 0:
         raise OSError(-link, os.strerror(-link))
     return link
+
+
+def _function(hook: str) -> str:
+    """The kernel's function at which a hook is."""
+    kind, _, name = hook.partition("/")
+    return f"bpf_lsm_{name}" if kind == "lsm" else name
+
+
+def _with_tables(code: bytes, tables: Mapping[int, int]) -> bytes:
+    """The same instructions with other maps."""
+    changed = bytearray(code)
+    for at, (opcode, registers, _, value) in enumerate(INSTRUCTION.iter_unpack(code)):
+        if (opcode, registers >> 4) == LOAD_MAP and value in tables:
+            struct.pack_into("=i", changed, at * INSTRUCTION.size + 4, tables[value])
+    return bytes(changed)
 
 
 def _bcc() -> Any:

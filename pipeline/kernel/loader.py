@@ -17,7 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 from pipeline.chunk import MAX_RINGS
@@ -110,7 +110,9 @@ class Loader:
         keep identities stay at their first: by its identity a process is known as ours.
         """
         possible = {
-            name: [surface for surface in schema.surfaces if self._allowed(schema, surface)]
+            name: [
+                surface for surface in map(self._fitted, schema.surfaces) if self._allowed(schema, surface)
+            ]
             for name, schema in by_name().items()
         }
         first = {name: some[:1] if by_name()[name].always else some for name, some in possible.items()}
@@ -158,7 +160,16 @@ class Loader:
         for surface in named:
             priced = surface.cost and not self.config.names(schema.name)
             if not priced and (schema.name, surface.name) not in self._refused:
-                yield surface
+                yield self._fitted(surface)
+
+    def _fitted(self, surface: Surface) -> Surface:
+        """A surface without those hooks that this kernel lacks and may lack."""
+        lacking = set(filter(self._refusal, surface.optional))
+        hooks, before = (
+            {hook: program for hook, program in each.items() if hook not in lacking}
+            for each in (surface.hooks, surface.before)
+        )
+        return replace(surface, hooks=hooks, before=before)
 
     def _allowed(self, schema: Schema, surface: Surface) -> bool:
         """Whether the kernel has nothing against a surface's hooks; if it has, its answer is kept."""

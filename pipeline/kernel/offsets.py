@@ -16,7 +16,7 @@ from typing import Final
 from pipeline.errors import UserError
 from pipeline.kernel.source import FIELD_TAG, LOADED, MOVED, Use
 
-__all__ = ["Read", "check", "reads"]
+__all__ = ["INSTRUCTION", "LOAD_IMM64", "Read", "check", "reads"]
 
 PROBE_READ_KERNEL: Final = 113
 MOV64_IMM, MOV64_REG, ADD64_IMM, CALL, JUMP = 0xB7, 0xBF, 0x07, 0x85, 0x05
