@@ -18,7 +18,7 @@ import trio
 
 from pipeline import books, place
 from pipeline.books import Holder
-from pipeline.chunk import OWN_RINGS
+from pipeline.chunk import AUDIT_RING, PERF_RING
 from pipeline.clock import Clock
 from pipeline.columns import Columns
 from pipeline.config import Config
@@ -35,9 +35,11 @@ from pipeline.sinks.kafka import KafkaSink
 from pipeline.sinks.log import LogSink
 from pipeline.sinks.outbox import Outbox
 from pipeline.sinks.sink import Sink
+from pipeline.sources.audit import Audit
 from pipeline.sources.feeds import Feed
 from pipeline.sources.perf import Perf, Wanted
 from pipeline.sources.rings import Rings
+from pipeline.sources.wires import Kept, Multicast
 from pipeline.stages import stage
 from pipeline.stages.assemble import Assemble
 from pipeline.stages.encode import Encode
@@ -111,14 +113,20 @@ class Pipeline:
 
     def _make_feeds(self) -> list[Feed]:
         """Sources that are no BPF programs. Opened here, while there are privileges."""
-        config, manifest = self._config, self._manifest
+        config, attachment = self._config, self._attachment
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        kinds = [kind for kind in manifest.kinds if manifest.surfaces.get(kind) == "perf"]
-        if not kinds:
-            return []
-        ring = self._attachment.own_ring(OWN_RINGS["perf"], config.caps.model_dump())
-        wanted = Wanted(kinds, config.memory.all, config.kernel.uids, config.kernel.cgroups)
-        return [Perf(ring, self._attachment.who(), wanted, now)]
+        caps, uids, cgroups = config.caps.model_dump(), config.kernel.uids, config.kernel.cgroups
+        surfaces = {kind: self._manifest.surfaces[kind] for kind in self._manifest.kinds}
+        feeds: list[Feed] = []
+        if kinds := [kind for kind, surface in surfaces.items() if surface == "perf"]:
+            ring = attachment.own_ring(PERF_RING, caps)
+            feeds.append(Perf(ring, attachment.who(), Wanted(kinds, config.memory.all, uids, cgroups), now))
+        if "audit" in surfaces and AUDIT_RING in self._manifest.rings:
+            ring, kept = attachment.own_ring(AUDIT_RING, caps), attachment.records()
+            booked = attachment.source_books(AUDIT_RING)["lost"]
+            wire = Kept(*kept, booked) if kept else Multicast()
+            feeds.append(Audit(ring, wire, attachment.who(), now, uids, cgroups))
+        return feeds
 
     async def open(self) -> None:
         """Reach the broker, where there is one; what it says of its limits goes into encode."""

@@ -33,6 +33,7 @@ from pipeline.kernel.layout import (
     OWN,
     OWN_COUNTERS,
     OWN_ROWS,
+    RECORDS,
     Identity,
     books_view,
     row_of,
@@ -190,6 +191,17 @@ class Attachment:
     def own_ring(self, number: int, caps: Mapping[str, int]) -> OwnRing:
         """The writer of a ring that the pipeline fills itself; `caps`: the most bytes of promises."""
         return OwnRing(number, self._own[number], self._own_row(number), caps)
+
+    def records(self) -> tuple[int, RingMemory, Array] | None:
+        """Where BPF puts audit records: the ring's descriptor and memory, and its row (1,) of BOOKS. None: it
+        does not.
+        """
+        pins = Path(self.manifest.pins)
+        if not (pins / RECORDS).exists():
+            return None
+        fd, rows = bpf.get(pins / RECORDS), self.manifest.entries + OWN_ROWS + 1
+        books = bpf.map_memory(bpf.get(pins / "map_books"), rows * BOOKS.itemsize, False)
+        return fd, RingMemory.of_map(fd, bpf.map_info(fd)[1]), np.frombuffer(books, BOOKS, rows)[-1:]
 
     def who(self) -> Who:
         """Tells who a pid was, where sources of the pipeline's own were chosen."""

@@ -30,6 +30,7 @@ __all__ = [
     "OWN_COUNTERS",
     "OWN_ROWS",
     "OWN_SIZE",
+    "RECORDS",
     "TEST",
     "TICK",
     "Identity",
@@ -90,6 +91,8 @@ OWN: Final = np.dtype(
 assert OWN.itemsize == BOOKS.itemsize
 OWN_SIZE: Final = 4 * 1024 * 1024
 """Bytes of such a ring, at most."""
+RECORDS: Final = "ring_records"
+"""Pin of the ring in which audit records wait (bpf/audit.c); its row in the books is behind all others."""
 LOST: Final = {
     "lost_full": ("ring", "full"),
     "lost_call": ("kernel", "tail call"),

@@ -8,13 +8,15 @@ Records are kept as the kernel wrote them; only who did it is read out of them h
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from pipeline.audit_text import plain
-from pipeline.audit_types import SYSCALL
+from pipeline.audit_types import EXECVE, SYSCALL
 from pipeline.kernel.own_ring import OwnRing
 from pipeline.schema import by_name
+from pipeline.sources.feeds import unwanted
 from pipeline.sources.serials import Joined, Serials
 from pipeline.sources.wires import Wire
 
@@ -22,6 +24,9 @@ __all__ = ["LOOK", "Audit", "Who", "who_did"]
 
 LOOK: Final = 1_000_000_000
 """ns between two looks at what was lost."""
+COARSE: Final = 11_000_000
+"""ns that an audit time can be too early: its clock ticks, and it is cut to 1 ms."""
+_PARENT: Final = {"parent_start", "parent_exec_id"}
 MOST: Final = (1 << 32) - 1
 _WHO: Final = re.compile(rb" (pid|ppid|uid|gid)=(\d{1,10})(?!\S)")
 _COMM: Final = re.compile(rb" comm=(\S+)")
@@ -29,16 +34,26 @@ _NAMES: Final = {b"pid": "pid", b"ppid": "parent_pid", b"uid": "uid", b"gid": "g
 _SAID: Final = b" msg='"
 """From here on a program of user space speaks."""
 
-Who = Callable[[int, int], Mapping[str, int | bytes] | None]
+Values = Mapping[str, int | bytes]
+Who = Callable[[int, int], Values | None]
 """(pid, time) → what else is known of a process: fields of the common block; None: it is one of ours."""
 
 
 class Audit:
     """The feed (feeds.py) of audit events."""
 
-    def __init__(self, ring: OwnRing, wire: Wire, who: Who, now: int) -> None:
-        """Listen from `now` on (ns since boot)."""
+    def __init__(
+        self,
+        ring: OwnRing,
+        wire: Wire,
+        who: Who,
+        now: int,
+        uids: Collection[int] = (),
+        cgroups: Collection[int] = (),
+    ) -> None:
+        """Listen from `now` on (ns since boot). `uids`, `cgroups`: those asked for; empty: all."""
         self._ring, self._wire, self._who = ring, wire, who
+        self._uids, self._cgroups = uids, cgroups
         self._serials = Serials()
         self._schema = by_name()["audit"]
         self._looked = now
@@ -83,17 +98,15 @@ class Audit:
 
     def _put(self, events: Iterable[Joined]) -> None:
         for event in events:
-            said = who_did(event)
-            first = event.records[0]
+            first, said = event.records[0], who_did(event)
             known = self._who(int(said["pid"]), first.time) if said else {}
-            if known is None:
-                self._ring.filter(self._schema, "self")
+            process = None if known is None else self._merged(event, known, said)
+            reason = unwanted(process, self._uids, self._cgroups)
+            if process is None or reason:
+                self._ring.filter(self._schema, reason or "self")
                 continue
-            if said.get("parent_pid", 0) != known.get("parent_pid", 0):  # it has another parent by now
-                known = {name: value for name, value in known.items() if not name.startswith("parent_")}
             values = {
-                **known,
-                **said,
+                **process,
                 "audit_time": event.audit_time,
                 "serial": event.serial,
                 "records_count": len(event.records),
@@ -101,6 +114,28 @@ class Audit:
             }
             beginnings = () if event.whole else ("records",)
             self._ring.put(self._schema, values, {"records": event.text}, first.time, beginnings=beginnings)
+
+    def _merged(self, event: Joined, known: Values, said: Values) -> Values:
+        """What is known of a process, and what its records say: that counts."""
+        merged = {**known, **said}
+        if "parent_pid" in said and said["parent_pid"] != known.get("parent_pid"):  # it has another by now
+            for name in _PARENT - said.keys():
+                merged.pop(name, None)
+        if "exec_id" in known.keys() - said.keys() and not self._is_same_program(event, known, said):
+            del merged["exec_id"]
+        return merged
+
+    def _is_same_program(self, event: Joined, known: Values, said: Values) -> bool:
+        """Whether the process ran the program that is known for when the records came, also before that, when
+        they were written.
+        """
+        if any(record.type == EXECVE for record in event.records):
+            return True
+        if said.get("comm") == bytes(known.get("comm", b"")).rstrip(b"\0"):
+            return True
+        written = event.audit_time - time.time_ns() + time.clock_gettime_ns(time.CLOCK_BOOTTIME) - COARSE
+        earlier = self._who(int(said["pid"]), max(written, int(known.get("start", 0)))) or {}
+        return earlier.get("exec_id") == known.get("exec_id")
 
 
 def who_did(event: Joined) -> dict[str, int | bytes]:

@@ -5,10 +5,27 @@ perf (perf.py), audit (audit.py) → kernel/own_ring.py → rings.py, which asks
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final, Literal, Protocol
 
-__all__ = ["Feed"]
+__all__ = ["Feed", "unwanted"]
+
+_NOBODY: Final = 0xFFFFFFFF
+
+
+def unwanted(
+    known: Mapping[str, int | bytes] | None, uids: Collection[int], cgroups: Collection[int]
+) -> Literal["self", "uid", "cgroup"] | None:
+    """Why an event is not wanted, by what is known of its process (kernel/who.py). `uids`, `cgroups`: those
+    asked for; empty: all. Whose is unknown is reported all the same.
+    """
+    if known is None:
+        return "self"
+    if uids and known.get("uid", _NOBODY) not in (*uids, _NOBODY):
+        return "uid"
+    if cgroups and known.get("cgroup", 0) not in (*cgroups, 0):
+        return "cgroup"
+    return None
 
 
 class Feed(Protocol):

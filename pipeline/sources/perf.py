@@ -18,12 +18,12 @@ from pipeline.kernel.perf_record import Comm, Content, content
 from pipeline.kernel.who import NAMELESS, Who
 from pipeline.remember import Remembered
 from pipeline.schema import by_name
+from pipeline.sources.feeds import unwanted
 from pipeline.sources.perf_events import Event, Events
 
 __all__ = ["Perf", "Wanted"]
 
 EVER: Final = 2**63 - 1
-_NOBODY: Final = 0xFFFFFFFF
 _COMMS: Final = 1 << 15
 
 
@@ -91,14 +91,9 @@ class Perf:
     def _put(self, event: Event, time: int) -> None:
         schema, wanted = by_name()[event.kind], self._wanted
         known = self._who(event.pid, time, event.tid)
-        if known is None:
-            self._ring.filter(schema, "self")
-            return
-        if wanted.uids and known.get("uid", _NOBODY) not in (*wanted.uids, _NOBODY):
-            self._ring.filter(schema, "uid")
-            return
-        if wanted.cgroups and known.get("cgroup", 0) not in (*wanted.cgroups, 0):
-            self._ring.filter(schema, "cgroup")
+        reason = unwanted(known, wanted.uids, wanted.cgroups)
+        if known is None or reason:
+            self._ring.filter(schema, reason or "self")
             return
         since, comm = self._comms.get(event.pid) or (0, NAMELESS)
         if event.pid == event.tid and int(known.get("start", EVER)) <= since:

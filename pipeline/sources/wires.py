@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Final, Protocol
@@ -34,6 +35,10 @@ PATIENCE: Final = 1_000_000_000
 """ns after which a record is not waited for whose parts did not all come."""
 KIND: Final = by_name()["audit"]
 NAMES: Final = tuple(field.name for field in COMMON)
+
+
+def _boottime() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 class Wire(Protocol):
@@ -71,9 +76,9 @@ class Multicast:
     had any.
     """
 
-    def __init__(self) -> None:
-        """Listen. OSError carries the kernel's answer."""
-        self._listener = netlink.listen(BUFFER)
+    def __init__(self, clock: Callable[[], int] = _boottime) -> None:
+        """Listen. `clock`: ns since boot. OSError carries the kernel's answer."""
+        self._listener, self._clock = netlink.listen(BUFFER), clock
         self._lost = _given_up()
         self.more = False
 
@@ -84,7 +89,7 @@ class Multicast:
 
     def take(self, now: int) -> Iterator[Record | None]:
         """At most BATCH messages."""
-        receive, header = self._listener.recv, netlink.HEADER
+        receive, header, clock = self._listener.recv, netlink.HEADER, self._clock
         self.more = True
         for _ in range(BATCH):
             try:
@@ -97,7 +102,7 @@ class Multicast:
                     raise
                 yield None
                 continue
-            yield Record(header.unpack_from(message)[1], message[header.size :], now)
+            yield Record(header.unpack_from(message)[1], message[header.size :], clock())
 
     def lost(self, missing: int) -> int:
         """See Wire."""
@@ -194,10 +199,9 @@ def _heads(found: Slice) -> Iterator[Record]:
     heads = found.chunks[rows].view(KIND.dtype)
     who = zip(*(heads[name].tolist() for name in NAMES), strict=True)
     places = found.position + rows * STRIDE
-    for number, time, place, values in zip(
-        heads["type"].tolist(), found.chunks["time"][rows].tolist(), places.tolist(), who, strict=True
-    ):
-        yield Record(number, b"", time, place, dict(zip(NAMES, values, strict=True)))
+    columns = (heads["type"].tolist(), found.chunks["time"][rows].tolist(), places.tolist(), who)
+    for number, written, place, values in zip(*columns, strict=True):
+        yield Record(number, b"", written, place, dict(zip(NAMES, values, strict=True)))
 
 
 def _given_up() -> int:

@@ -62,15 +62,15 @@ def test_listening_leaves_the_daemons_socket_alone() -> None:
 def test_every_event_that_found_no_room_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wires, "BUFFER", 16384)
     world = World(chunks=4 * CROWD)
-    source = Audit(world.ring, wires.Multicast(), lambda pid, time: {}, 1)
+    source = Audit(world.ring, world.wire(), lambda pid, time: {}, 1)
     for number in range(CROWD):
         netlink.say(b"number=%d" % number)
     time.sleep(0.2)  # a thread of the kernel sends them
-    source.pump(1 * SECOND)
+    world.pump(source, 1 * SECOND)
     netlink.say(b"number=last")
     time.sleep(0.2)
     for second in (3, 5, 7, 9):
-        source.pump(second * SECOND)
+        world.pump(source, second * SECOND)
     source.close()
     heads = world.payloads
     serials = heads["serial"].astype(int)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.audit_types import EOE, SYSCALL
+from pipeline.audit_types import EOE, EXECVE, SYSCALL
 from pipeline.chunk import AUDIT_RING, STRIDE
 from pipeline.event import UNKNOWN
 from pipeline.kernel import netlink
@@ -36,6 +36,7 @@ class World:
     waiting: list[bytes | OSError] = field(default_factory=list)
     lost: int = 0
     chunks: int = 64
+    now: int = 0
 
     def __post_init__(self) -> None:
         fd = os.memfd_create("ring")
@@ -58,6 +59,15 @@ class World:
         """One record more waits."""
         text = stamp(serial) + body
         self.waiting.append(netlink.HEADER.pack(16 + len(text), number, 0, 0, 0) + text)
+
+    def wire(self) -> Multicast:
+        """Over this paper."""
+        return Multicast(lambda: self.now)
+
+    def pump(self, audit: Audit, now: int, **more: bool) -> None:
+        """Look at `now`."""
+        self.now = now
+        audit.pump(now, **more)
 
     def call(self, serial: int) -> None:
         """A system call's records."""
@@ -94,9 +104,11 @@ def nothing(pid: int, time: int) -> Mapping[str, int | bytes]:
 
 
 def test_an_event_is_put_with_who_did_it(world: World) -> None:
-    audit = Audit(world.ring, Multicast(), lambda pid, time: {"start": pid * 100, "exec_id": time}, 1)
+    audit = Audit(
+        world.ring, world.wire(), lambda pid, time: {"start": pid * 100, "exec_id": time, "comm": b"cat"}, 1
+    )
     world.call(7)
-    audit.pump(50)
+    world.pump(audit, 50)
     assert not audit.waits
     (head,) = world.payloads
     names = [
@@ -124,26 +136,66 @@ def test_an_event_is_put_with_who_did_it(world: World) -> None:
     assert (world.kind("attempted"), int(world.row["received"][0])) == (1, 3)
 
 
+@pytest.mark.parametrize(
+    ("comm", "number", "exec_id"),
+    [(b"cat", 1307, 9), (b"other", 1307, 0), (b"other", EXECVE, 9)],
+)
+def test_an_exec_in_between_makes_the_program_unknown(
+    world: World, comm: bytes, number: int, exec_id: int
+) -> None:
+    """The process may have run another program before the one that is known when its records come."""
+
+    def who(pid: int, time: int) -> dict[str, int | bytes]:
+        return {"exec_id": 9 if time == 50 else 8, "comm": comm.ljust(16, b"\0")}
+
+    audit = Audit(world.ring, world.wire(), who, 1)
+    world.say(SYSCALL, 7, BODY)
+    world.say(number, 7)
+    world.say(EOE, 7)
+    world.pump(audit, 50)
+    (head,) = world.payloads
+    assert int(head["exec_id"]) == exec_id
+
+
+def test_another_parent_by_now_is_not_the_parent(world: World) -> None:
+    known = {"parent_pid": 1, "parent_start": 5, "parent_exec_id": 6, "start": 7}
+    audit = Audit(world.ring, world.wire(), lambda pid, time: known, 1)
+    world.call(7)
+    world.pump(audit, 50)
+    (head,) = world.payloads
+    assert [int(head[name]) for name in ("parent_pid", "parent_exec_id", "start")] == [11, 0, 7]
+    assert int(head["parent_start"]) == (1 << 64) - 1
+
+
+def test_only_those_asked_for(world: World) -> None:
+    audit = Audit(world.ring, world.wire(), nothing, 1, uids=[5])
+    world.call(7)
+    world.say(1305, 8, b"op=set")
+    world.pump(audit, 50, last=True)
+    assert world.payloads["serial"].tolist() == [8], "whose is unknown is reported"
+    assert (world.kind("attempted"), world.kind("filtered_uid")) == (2, 1)
+
+
 def test_what_we_do_ourselves_is_filtered(world: World) -> None:
-    audit = Audit(world.ring, Multicast(), lambda pid, time: None if pid == 12 else {}, 1)
+    audit = Audit(world.ring, world.wire(), lambda pid, time: None if pid == 12 else {}, 1)
     world.call(7)
     world.say(1105, 8, b"pid=13 uid=0 msg='op=x pid=12'")
-    audit.pump(50)
+    world.pump(audit, 50)
     (head,) = world.payloads
     assert int(head["pid"]) == 13
     assert (world.kind("attempted"), world.kind("filtered_self")) == (2, 1)
 
 
 def test_an_event_that_is_open_is_nobodys_yet(world: World) -> None:
-    audit = Audit(world.ring, Multicast(), nothing, 1)
+    audit = Audit(world.ring, world.wire(), nothing, 1)
     world.call(6)
     world.say(SYSCALL, 7, BODY)
-    audit.pump(50)
+    world.pump(audit, 50)
     assert audit.waits
     assert int(world.row["seen"][0]) == 50
-    audit.pump(60)
+    world.pump(audit, 60)
     assert int(world.row["seen"][0]) == 50, "a reader after us would have missed it since then"
-    audit.pump(50 + EXPIRY)
+    world.pump(audit, 50 + EXPIRY)
     assert int(world.row["seen"][0]) == 50 + EXPIRY
     head = world.payloads[1]
     assert int(head["records_of"]) == UNKNOWN
@@ -151,52 +203,52 @@ def test_an_event_that_is_open_is_nobodys_yet(world: World) -> None:
 
 
 def test_the_last_look_leaves_nothing_open(world: World) -> None:
-    audit = Audit(world.ring, Multicast(), nothing, 1)
+    audit = Audit(world.ring, world.wire(), nothing, 1)
     world.say(1305, 7, b"op=set audit_enabled=1 old=0 auid=0 ses=1 res=1")
-    audit.pump(50, last=True)
+    world.pump(audit, 50, last=True)
     (head,) = world.payloads
     assert int(head["records_of"]) == int(head["records_have"])
     assert int(head["pid"]) == 0
 
 
 def test_an_overrun_is_said_and_counted(world: World) -> None:
-    audit = Audit(world.ring, Multicast(), nothing, 1)
+    audit = Audit(world.ring, world.wire(), nothing, 1)
     world.call(7)
     world.waiting.append(OSError(errno.ENOBUFS, "no buffer"))
     world.call(8)
     world.call(12)
     world.lost = 2
     for second in (1, 3, 5):
-        audit.pump(second * SECOND)
+        world.pump(audit, second * SECOND)
     assert not audit.waits
     assert world.payloads["serial"].tolist() == [7, 8, 12]
     whole = world.payloads["records_of"] == world.payloads["records_have"]
     assert whole.tolist() == [True, False, False]
     assert int(world.row["lost"][0]) == 2 + 3
-    audit.pump(7 * SECOND)
+    world.pump(audit, 7 * SECOND)
     assert int(world.row["lost"][0]) == 2 + 3
 
 
 def test_other_errors_are_not_swallowed(world: World) -> None:
-    audit = Audit(world.ring, Multicast(), nothing, 1)
+    audit = Audit(world.ring, world.wire(), nothing, 1)
     world.waiting.append(OSError(errno.EIO, "broken"))
     with pytest.raises(OSError, match="broken"):
-        audit.pump(50)
+        world.pump(audit, 50)
 
 
 def test_a_look_is_bounded(world: World) -> None:
-    audit = Audit(world.ring, Multicast(), nothing, 1)
+    audit = Audit(world.ring, world.wire(), nothing, 1)
     for serial in range(BATCH):
         world.call(serial)
-    audit.pump(50)
+    world.pump(audit, 50)
     assert audit.waits
     assert len(world.waiting) == 2 * BATCH
     assert world.kind("attempted") == world.kind("lost_full") + len(world.heads)
 
 
 def test_time_without_a_reader_is_booked(world: World) -> None:
-    Audit(world.ring, Multicast(), nothing, 1000).pump(2000)
-    Audit(world.ring, Multicast(), nothing, 5000)
+    world.pump(Audit(world.ring, world.wire(), nothing, 1000), 2000)
+    Audit(world.ring, world.wire(), nothing, 5000)
     assert (int(world.row["away"][0]), int(world.row["away_ns"][0])) == (2, 1000 + 5000 - 2000)
 
 
