@@ -151,8 +151,8 @@ class Config(Table):
     state: Path = Path("/var/lib/promissory")
     pins: Path = Path("/sys/fs/bpf/promissory")
     events: Events = ()
-    """Kinds to report; `all`: what the host can give at any price; empty: every kind whose surface costs nothing to
-    those who do not ask."""
+    """Kinds to report; `all`: what the host can give at any price; empty: every kind whose surface costs
+    nothing to those who do not ask."""
     surface: Literal["auto", "lsm", "fexit", "tracepoint", "perf", "sys_exit", "audit"] = "auto"
     filter: Text = None
     duration: Limit = None

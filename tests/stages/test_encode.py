@@ -22,7 +22,8 @@ from pipeline.stages.enrich import Enrich
 from tests.batches import BOOT, HOST, FixedAnswers, batch_of, event, lost
 from tests.records import plain
 
-SURFACES = dict.fromkeys(by_name(), "tracepoint") | {"process": "proc"}
+SURFACES = dict.fromkeys(by_name(), "anywhere") | {"process": "proc"}
+"""Kind → a surface that shows everything."""
 
 
 def encoder(**options: Any) -> Encode:
@@ -140,7 +141,7 @@ def test_what_a_surface_does_not_show_is_nil_whatever_stands_there(monkeypatch: 
         ("exec", ("ns_pid", "memfd", "path", "argv", "environment")),
     ):
         schema = by_name()[name]
-        kinds[schema.number] = replace(schema, surfaces=(Surface("tracepoint", without=without),))
+        kinds[schema.number] = replace(schema, surfaces=(Surface("anywhere", without=without),))
     monkeypatch.setattr(encode_module, "by_number", lambda: kinds)
     ip = b"\4\0\0\0\x0a\0\0\1"
     told: dict[str, Any] = {"net_ns": 5, "local_address": ip, "local_path": b"x", "remote_path": b"y"}
