@@ -39,6 +39,7 @@ ENVIRONMENT = [b"PATH=/usr/bin:/bin", b"LANG=C", b"MARK=hunter2"]
 REDACTED = ["PATH=/usr/bin:/bin", "LANG=C", "MARK=***"]
 
 
+@pytest.mark.vm
 @pytest.mark.parametrize("argv", ARGV.values(), ids=ARGV.keys())
 def test_argv_is_whole(live: Live, acts: bytes, argv: list[bytes]) -> None:
     record = live.exec_of(execute(acts, argv, ENVIRONMENT, stack(8 << 20)))
@@ -77,6 +78,7 @@ def test_arguments_that_point_to_the_same_string(live: Live, acts: bytes) -> Non
     assert record["argv"] == ["same"] * 3
 
 
+@pytest.mark.vm
 def test_environment_is_redacted_but_for_allowed_names(live: Live, acts: bytes) -> None:
     given = [
         b"SECRET=hunter2-SECRET",

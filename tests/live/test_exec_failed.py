@@ -38,6 +38,7 @@ def failed_with(live: Live, act: Act, number: int) -> Record:
     return record
 
 
+@pytest.mark.vm
 def test_there_is_no_such_file(live: Live) -> None:
     argv = [b"zero", b"", b"two\n", b"\xff"]
     record = failed_with(live, execute(NOWHERE, argv, ENVIRONMENT), errno.ENOENT)

@@ -18,6 +18,7 @@ REDACTED = ["LANG=C", "MARK=***"]
 pytestmark = pytest.mark.kernel
 
 
+@pytest.mark.vm
 def test_a_script_says_its_interpreter(live: Live, acts: bytes, tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_bytes(b"#!" + acts + b" one two\n")
@@ -127,6 +128,7 @@ def test_a_path_beyond_its_cap(live: Live, deep: Callable[[int, int], tuple[int,
     assert record["environment"] == REDACTED
 
 
+@pytest.mark.vm
 def test_a_memfd(live: Live, acts: bytes) -> None:
     record = live.execs_of(execute(acts, [b"acts", b"memfd", acts, b"in memory", b"ran", b"arg"]))[-1]
     assert record["executable"] == "memfd:in memory"
@@ -137,6 +139,7 @@ def test_a_memfd(live: Live, acts: bytes) -> None:
     assert record["argv"] == ["ran", "arg"]
 
 
+@pytest.mark.vm
 def test_a_deleted_executable(live: Live, acts: bytes, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     shutil.copy(os.fsdecode(acts), gone)

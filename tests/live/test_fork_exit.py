@@ -43,6 +43,7 @@ def test_the_ids_of_processes_are_text_and_unique(live: Live, acts: bytes) -> No
     assert all(isinstance(id, str) for id in ids)
 
 
+@pytest.mark.vm
 def test_threads_are_no_forks(live: Live, acts: bytes) -> None:
     act = execute(acts, [b"acts", b"threads"])
     live.ended(act.pid)
@@ -50,6 +51,7 @@ def test_threads_are_no_forks(live: Live, acts: bytes) -> None:
     assert [r["kind"] for r in live.log.of(act.pid, "exec", "exit")] == ["exec", "exit"]
 
 
+@pytest.mark.vm
 def test_vfork(live: Live, acts: bytes) -> None:
     act = execute(acts, [b"acts", b"vfork", acts, b"child"])
     live.ended(act.pid)
@@ -92,6 +94,7 @@ def test_a_core_dump(live: Live, acts: bytes, tmp_path: object) -> None:
     assert record["core"] is True
 
 
+@pytest.mark.vm
 def test_the_last_thread_is_not_the_leader(live: Live, acts: bytes) -> None:
     act = execute(acts, [b"acts", b"leader-first"])
     record = live.ended(act.pid)

@@ -46,6 +46,7 @@ def test_two_execs_of_one_process(live: Live, acts: bytes) -> None:
     assert live.ended(act.pid)["process"]["exec_id"] == records[-1]["id"]
 
 
+@pytest.mark.vm
 def test_exec_by_a_thread_that_is_not_the_leader(live: Live, acts: bytes) -> None:
     act = execute(acts, [b"acts", b"thread-exec", acts, b"x"])
     first, second = live.execs_of(act)
@@ -84,6 +85,7 @@ def test_every_id_can_be_resolved(live: Live, acts: bytes) -> None:
     assert parents - {None} <= known
 
 
+@pytest.mark.vm
 def test_ids_are_unique(live: Live) -> None:
     records = live.log.read()
     assert len({r["id"] for r in records}) == len(records)
@@ -108,6 +110,7 @@ def odd(map: int) -> set[bytes]:
     return alive() ^ set(bpf.keys(map, IDENTITY_KEY.size))
 
 
+@pytest.mark.vm
 def test_no_entry_is_left_and_none_is_missing(live: Live, acts: bytes) -> None:
     execute(acts, [b"acts", b"hop", b"20", b"2"])
     execute(acts, [b"acts", b"threads"])
