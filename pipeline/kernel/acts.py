@@ -71,7 +71,7 @@ def _unshare() -> None:
 
 
 def _make_cgroup() -> None:
-    """In whichever hierarchy can be had; where none is mounted, the kernel makes none."""
+    """In every hierarchy: perf looks at one of them alone. Where none is mounted, the kernel makes none."""
     for line in Path("/proc/mounts").read_text().splitlines():
         _, place, kind, *_ = line.split()
         folder = Path(place) / f"promissory-self-test-{os.getpid()}"
@@ -79,7 +79,6 @@ def _make_cgroup() -> None:
             with contextlib.suppress(OSError):
                 folder.mkdir()
                 folder.rmdir()
-                return
 
 
 ACTS: Final[dict[str, Callable[[], None]]] = {

@@ -94,6 +94,14 @@ class _Look(NamedTuple):
     living: _Living | None
     runs: _Runs
     parent: _Runs
+    earlier: _Living | None
+    """What /proc said at the look before this one, which was before every record that needs this one."""
+
+    def steady(self, name: str) -> bool:
+        """Whether something stayed as it is now since the look before."""
+        return None not in (self.living, self.earlier) and getattr(self.living, name) == getattr(
+            self.earlier, name
+        )
 
 
 class Who:
@@ -121,7 +129,7 @@ class Who:
             return None
         values["exec_id"] = look.runs.at(when)
         if known:
-            self._of_known(values, known, living, when)
+            self._of_known(values, known, look, when)
         elif living:
             self._of_living(values, living)
         if values["tid"] != pid:
@@ -135,10 +143,10 @@ class Who:
         if look is None or look.at < when:
             if len(self._looks) >= _KEPT:
                 self._looks.clear()
-            look = self._looks[pid] = self._look_again(pid)
+            look = self._looks[pid] = self._look_again(pid, look.living if look else None)
         return look
 
-    def _look_again(self, pid: int) -> _Look:
+    def _look_again(self, pid: int, earlier: _Living | None) -> _Look:
         at = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         known = self._known(pid)
         living = None if known and known.ended else self._living(pid)
@@ -152,7 +160,9 @@ class Who:
         elif living and living.parent_start is not None:
             parent = self._runs(living.parent_pid, living.parent_start // TICK)
         runs = _Runs(known, 0, known.flags) if known else self._runs(pid, living.start if living else -1)
-        return _Look(at, living, runs, parent)
+        if living and earlier and living.start != earlier.start:
+            earlier = None
+        return _Look(at, living, runs, parent, earlier)
 
     def _known(self, pid: int) -> _Known | None:
         found = bpf.lookup(self._pids, pid.to_bytes(4, "little"), _KNOWN.size)
@@ -166,8 +176,8 @@ class Who:
         found = bpf.lookup(self._identities, Identity(pid, start).key, IDENTITY.size) if start >= 0 else None
         return _Runs(None, *IDENTITY.unpack(found)[:2]) if found else _NOBODYS
 
-    def _of_known(self, values: Values, known: _Known, living: _Living | None, when: int) -> None:
-        older = when < known.exec_time
+    def _of_known(self, values: Values, known: _Known, look: _Look, when: int) -> None:
+        older, living = when < known.exec_time, look.living
         sure = bool(known.ended or living)
         values |= {"start": known.start, "ns_pid": known.ns_pid}
         for name in ("uid", "gid"):
@@ -176,6 +186,8 @@ class Who:
             before = not older or getattr(known, f"before_{name}") == value
             if sure and same and before:
                 values[name] = value
+            elif look.steady(name):
+                values[name] = getattr(living, name)
         if sure and (living is None or living.cgroup == known.cgroup):
             values["cgroup"] = known.cgroup
         if sure and known.parent_pid and (living is None or living.parent_pid == known.parent_pid):

@@ -249,3 +249,14 @@ def test_a_thread_has_a_name_of_its_own(maps: Maps, who: Who) -> None:
     gone = Who(PIDS, IDENTITIES)(os.getpid(), boottime(), told[0])
     assert gone is not None
     assert gone["comm"] == NAMELESS
+
+
+def test_what_changed_long_ago_is_known_by_two_looks(maps: Maps, who: Who) -> None:
+    """A daemon that gave up its rights without an exec: it may just have been, but not at the next record."""
+    maps.know(os.getpid(), **{**known_of(os.getpid()), "uid": 12345})
+    first, second = who(os.getpid(), boottime()), who(os.getpid(), boottime())
+    assert first is not None
+    assert second is not None
+    assert "uid" not in first
+    assert second["uid"] == os.getuid()
+    assert first["gid"] == second["gid"] == os.getgid()

@@ -31,7 +31,7 @@ KINDS = {"mmap", "comm", "namespace", "bpf_load", "bpf_unload", "ksymbol", "cgro
 PAGE = mmap.PAGESIZE
 READ_EXECUTE = mmap.PROT_READ | mmap.PROT_EXEC
 SPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
-CLONE_NEWUTS, PR_SET_NAME = 0x04000000, 15
+CLONE_NEWUTS = 0x04000000
 BPF, BPF_PROG_LOAD, SOCKET_FILTER = 321, 5, 1
 RETURN_0 = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
 libc.mmap.restype = ctypes.c_void_p
@@ -184,28 +184,6 @@ def test_who_it_was_is_known_of_one_that_is_gone(perf: Live, ground: Path, acts:
     assert before["process"]["executable"] == mine["executable"]
     assert before["process"]["parent"]["id"] == mine["process"]["id"]
     assert before["process"]["id"].startswith(before["host"]["boot_id"])
-
-
-def test_a_thread_takes_a_name(perf: Live, ground: Path) -> None:
-    note = ground / "renamed"
-
-    def child() -> None:
-        libc.prctl(PR_SET_NAME, b"new\nname")
-        spoken(note, who)()
-
-    act = fork(child)
-    record = one(perf, act.pid, "comm", lambda r: True)
-    same(record, {"name": "new\nname", **common(note)})
-
-
-def test_a_name_by_exec_is_none(perf: Live, acts: bytes) -> None:
-    def child() -> None:
-        libc.prctl(PR_SET_NAME, b"before")
-        os.execv(acts, [acts])
-
-    act = fork(child)
-    one(perf, act.pid, "mmap", lambda r: r["path"] == acts.decode())
-    assert [r["name"] for r in perf.log.of(act.pid, "comm")] == ["before"]
 
 
 def spaces() -> dict[str, int]:
