@@ -172,7 +172,7 @@ def _body(type: int, data: bytes, first: int, last: int) -> int:
         return first + _BPF.size
     if type == 20 and last - first >= _POKE.size:
         _, old, new = _POKE.unpack_from(data, first)
-        return first + -(-(_POKE.size + old + new) // 8) * 8
+        return first + -(-(_POKE.size + int(old) + int(new)) // 8) * 8
     return last - SAMPLE.size
 
 
