@@ -43,7 +43,19 @@
 #endif
 #ifdef WITH_family_memory
 #include "file.h"
+#include "memory.h"
+#ifdef WITH_mmap_lsm
+#include "mapping.h"
+#endif
+#ifdef WITH_mprotect
+#ifndef WITH_mprotect_sys_exit
+#include "mapping.h"
+#endif
+#endif
 #include "memory.c"
+#endif
+#ifdef WITH_family_module
+#include "module.c"
 #endif
 #ifdef WITH_family_kernel
 #include "bpf.c"

@@ -22,6 +22,20 @@ static __always_inline void name_add(struct event *event, struct promise *promis
     text_added(event, promise, bpf_probe_read_kernel_str(text_end(event->slot), NAME_MOST, name));
 }
 
+// The longer text, from the process's own memory; `place` is its promise's.
+static __always_inline void user_text_add(struct event *event, struct promise *promise, u32 place, const void *text)
+{
+    char beyond = 0;
+    int n = bpf_probe_read_user_str(text_end(event->slot), LONG_MOST, text);
+    text_added(event, promise, n);
+    if (n < 0) {
+        event->slot->faults |= 1 << place;
+        promise->of = UNKNOWN;
+    } else if (n == LONG_MOST && !bpf_probe_read_user(&beyond, 1, text + LONG_MOST - 1) && beyond) {
+        promise->of = UNKNOWN; // it is longer
+    }
+}
+
 // Bytes; `most` is a constant.
 static __always_inline void bytes_add(struct event *event, struct promise *promise, const void *from, u32 size, u32 most)
 {

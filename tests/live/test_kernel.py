@@ -58,7 +58,7 @@ def as_shown(said: dict[str, Any]) -> dict[str, Any]:
         "program_id": said["id"],
         "instructions": said["bytes_xlated"] // 8,
         "jited": said.get("bytes_jited", 0),
-        "name": said["name"],
+        "name": said.get("name"),
     }
 
 
