@@ -4,96 +4,10 @@
 // effect (READ_IMPLIES_EXEC) and what is there before; the end of the call knows address and result. In between it stands in the
 // task's storage: where the call begins it is opened, where it ends closed.
 
-#define PROT_EXEC 4
-#define PROT_ALL 7 // VM_READ, VM_WRITE and VM_EXEC have the same numbers
-#define READ_IMPLIES_EXEC 0x400000
 #define MAP_ANONYMOUS 0x20
 #define SHM_EXEC 0x8000
 #define PAGE_BITS 12
 #define MAX_ERRNO 4095
-
-struct mapping {
-    struct place place;
-    u32 kind; // 0: no call is under way
-    u32 told; // the LSM hook was there
-    u32 prot, old_prot;
-    u32 flags;
-};
-
-BPF_TASK_STORAGE(mappings, struct mapping);
-
-static __always_inline int is_executable(u64 prot)
-{
-    u32 zero = 0;
-    if (prot & PROT_EXEC)
-        return 1;
-    struct settings *set = settings.lookup(&zero);
-    return set && set->memory_all;
-}
-
-// Before the LSM hook has said how it takes effect.
-static __always_inline int may_be_executable(u64 prot)
-{
-    return is_executable(prot) || LOAD(task_struct, personality, bpf_get_current_task_btf()) & READ_IMPLIES_EXEC;
-}
-
-static __always_inline void mapping_closed(struct mapping *mapping, struct books *book)
-{
-    mapping->kind = 0;
-    __sync_fetch_and_add(&book->joins, -1);
-}
-
-// A call whose end never came: the kernel skipped that run.
-static __always_inline void mapping_expired(struct mapping *mapping, struct books *book)
-{
-    struct kind_books *kind = &book->kinds[bound(mapping->kind, KINDS - 1)];
-    count(kind->attempted);
-    count(kind->expired);
-    mapping_closed(mapping, book);
-}
-
-static __always_inline void mapping_open(u32 kind)
-{
-    u32 ring = bpf_get_smp_processor_id();
-    struct books *book = books.lookup(&ring);
-    struct mapping *mapping = mappings.task_storage_get(bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-    if (!book || !mapping)
-        return;
-    if (mapping->kind)
-        mapping_expired(mapping, book);
-    mapping->kind = kind;
-    mapping->told = 0;
-    count(book->joins);
-}
-
-// The current task's call of this kind. NULL: there is none that anybody wants to know of.
-static __always_inline struct mapping *mapping_now(u32 kind)
-{
-    struct mapping *mapping = mappings.task_storage_get(bpf_get_current_task_btf(), 0, 0);
-    return mapping && mapping->kind == kind ? mapping : 0;
-}
-
-// The same at its end. NULL: the LSM hook was not there.
-static __always_inline struct mapping *mapping_close(u32 kind)
-{
-    u32 ring = bpf_get_smp_processor_id();
-    struct books *book = books.lookup(&ring);
-    struct mapping *mapping = mapping_now(kind);
-    if (!book || !mapping)
-        return 0;
-    mapping_closed(mapping, book);
-    return mapping->told ? mapping : 0;
-}
-
-PROGRAM(mapping_task_ended)
-{
-    u32 ring = bpf_get_smp_processor_id();
-    struct books *book = books.lookup(&ring);
-    struct mapping *mapping = mappings.task_storage_get(bpf_get_current_task_btf(), 0, 0);
-    if (book && mapping && mapping->kind)
-        mapping_expired(mapping, book);
-    return 0;
-}
 
 // Send a head, all of it but the file filled. (Up to that, mprotect's is mmap's.) 1: a part goes on.
 static __always_inline int mapping_send(struct event *event, struct payload_mmap *head, struct promise *path,
