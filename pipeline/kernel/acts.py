@@ -19,6 +19,9 @@ from pipeline.kernel import bpf, netlink
 
 __all__ = ["ACTS", "act"]
 
+_PATIENCE: Final = 1.0
+"""Seconds."""
+
 CLONE_NEWUTS: Final = 0x04000000
 
 
@@ -54,6 +57,7 @@ def _protect() -> None:
 
 def _listener() -> socket.socket:
     listener = socket.socket()
+    listener.settimeout(_PATIENCE)  # where loopback is down, nobody comes
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     return listener
