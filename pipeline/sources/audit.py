@@ -57,8 +57,9 @@ class Audit:
         self._serials = Serials()
         self._schema = by_name()["audit"]
         self._looked = now
-        ring.opened(now)
-        ring.publish(now)
+        if not wire.keeps:
+            ring.opened(now)
+            ring.publish(now)
 
     @property
     def descriptors(self) -> Sequence[int]:

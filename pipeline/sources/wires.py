@@ -44,6 +44,9 @@ def _boottime() -> int:
 class Wire(Protocol):
     """Where records come from."""
 
+    keeps: bool
+    """What comes while nobody listens waits."""
+
     @property
     def descriptor(self) -> int:
         """It becomes readable when one comes."""
@@ -75,6 +78,8 @@ class Multicast:
     """By netlink. Lost are events whose numbers never came, and records that the kernel gave up before they
     had any.
     """
+
+    keeps = False
 
     def __init__(self, clock: Callable[[], int] = _boottime) -> None:
         """Listen. `clock`: ns since boot. OSError carries the kernel's answer."""
@@ -119,6 +124,8 @@ class Multicast:
 
 class Kept:
     """By BPF. Lost are records that found no space in the ring: the kernel side counts them."""
+
+    keeps = True
 
     def __init__(self, fd: int, memory: RingMemory, row: Array, booked: int) -> None:
         """`row`: (1,) of layout.BOOKS, the ring's own; `booked`: how many losses are booked already."""

@@ -131,7 +131,8 @@ def test_an_exec(live: Live, tmp_path: Path) -> None:
         },
     )
     assert "unsettled" not in record
-    assert (record["ring"], record["surface"]) == (1022, "audit")
+    assert record["ring"] == 1022
+    assert record["cpu"] is None
     wanted = {"success": "yes", "exit": "0", "comm": "true", "key": KEY.decode(), "pid": str(act.pid)}
     assert {name: call[name] for name in wanted} == wanted
     assert call["exe"] == os.path.realpath("/bin/true")
@@ -236,7 +237,7 @@ def test_the_books_say_what_was_received(live: Live) -> None:
     after = live.ledger()["rings"]["1022"]
     assert after["received"] - before["received"] > record["records_count"]
     assert after["lost"] == 0
-    assert after["away"] == 1
+    assert after["away"] == (1 if record["surface"] == "audit" else 0)
 
 
 def test_beside_auditd(live: Live, tmp_path: Path) -> None:

@@ -161,6 +161,7 @@ def test_a_ring_is_freed_when_its_events_are_put(kernel: Kernel) -> None:
     audit.pump(2000)
     assert world.payloads["serial"].tolist() == [2, 1]
     assert kernel.safe == 2 * size + 2
+    assert int(world.row["away"][0]) == 0, "nothing was missed before"
     assert not audit.waits
     assert [int(world.payloads[0][name]) for name in ("pid", "tid", "start")] == [12, 13, 0], (
         "as it was read then"
