@@ -4,7 +4,7 @@
 // chunk that found no space is a gap in the numbers, and for each ring, always:
 //     producer position / 256 + drops = sequence - start
 // Numbers, drops and the counts of events live in `books`, one row per ring, mapped by the pipeline; two rows behind them are
-// for rings that the pipeline fills itself.
+// for rings that the pipeline fills itself, and one for a ring that only the pipeline reads (audit.c).
 //
 // Scratch memory belongs to one program on one CPU: the kernel never runs a program again on a CPU where it is
 // already running (it counts such a run as a recursion miss, and we book it). LSM programs are the exception: see slot.h.
@@ -46,8 +46,11 @@ struct settings {
 };
 
 BPF_RINGBUF_OUTPUT(ring_model, 1);
-BPF_ARRAY_OF_MAPS(rings, "ring_model", RINGS);
-BPF_F_TABLE("array", u32, struct books, books, RINGS + 2, 1U << 10 /* BPF_F_MMAPABLE */);
+#define RECORDS RINGS // the place of that ring in `rings`
+#define AUDIT_ROW (RINGS + 1)
+#define RECORDS_ROW (RINGS + 2)
+BPF_ARRAY_OF_MAPS(rings, "ring_model", RINGS + 1);
+BPF_F_TABLE("array", u32, struct books, books, RINGS + 3, 1U << 10 /* BPF_F_MMAPABLE */);
 BPF_ARRAY(settings, struct settings, 1);
 
 #define CUT 1

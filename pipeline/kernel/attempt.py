@@ -26,6 +26,7 @@ from pipeline.kernel.layout import (
     OURS,
     OWN_ROWS,
     OWN_SIZE,
+    RECORDS,
     TEST,
     Identity,
     books_view,
@@ -33,7 +34,7 @@ from pipeline.kernel.layout import (
     start_ticks,
 )
 from pipeline.kernel.manifest import Hook
-from pipeline.kernel.source import Choice
+from pipeline.kernel.source import Choice, fed
 from pipeline.schema import Schema, Surface, by_name
 
 __all__ = ["DISPATCHER", "LOG", "SOURCES", "Attempt", "Witness"]
@@ -85,10 +86,14 @@ class Attempt:
             bpf.update(self.compiled.map("rings"), cpu.to_bytes(4, "little"), ring.to_bytes(4, "little"))
             self.pinned[f"ring_{cpu}"] = ring
             self.rings[cpu] = config.ring.size
-        for surface in OWN_RINGS.keys() & {surface.name for surface in choice.values()}:
-            ring, size = OWN_RINGS[surface], min(config.ring.size, OWN_SIZE)
-            self.pinned[f"ring_{ring}"] = own_ring.create(size, f"ring_{surface}")
+        for name in fed(choice):
+            ring, size = OWN_RINGS[name], min(config.ring.size, OWN_SIZE)
+            self.pinned[f"ring_{ring}"] = own_ring.create(size, f"ring_{name}")
             self.rings[ring] = size
+        if "audit" in choice and choice["audit"].hooks:
+            self.pinned[RECORDS] = bpf.create_ring(min(config.ring.size, OWN_SIZE), RECORDS)
+            place, fd = (each.to_bytes(4, "little") for each in (entries, self.pinned[RECORDS]))
+            bpf.update(self.compiled.map("rings"), place, fd)
         self.pinned["map_checkpoint"] = bpf.create_array(AREA_SIZE, 1, "checkpoint")
         self._maps = {f"map_{name}": self.compiled.map(name) for name in self._names()}
         self.pinned |= self._maps
@@ -125,7 +130,7 @@ class Attempt:
         yield from (f"calls_{kind}" for kind, surface in self._choice.items() if surface.parts)
         if self._has_sys_exit:
             yield "calls_sys_exit"
-        if any(surface.name in OWN_RINGS for surface in self._choice.values()):
+        if fed(self._choice):
             yield "pids"
 
     @property

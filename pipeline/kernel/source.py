@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pipeline.chunk import HIDDEN, PAYLOAD
+from pipeline.chunk import HIDDEN, OWN_RINGS, PAYLOAD
 from pipeline.errors import UserError
 from pipeline.event import UNKNOWN
 from pipeline.kernel.btf import Btf, Place
 from pipeline.kernel.calls import COMPAT, TABLE
 from pipeline.schema import COMMON, KINDS, TYPES, Field, Schema, Surface, by_name
 
-__all__ = ["BPF", "FIELD_TAG", "LOADED", "MOVED", "Choice", "Use", "generate", "selected", "unit", "uses"]
+__all__ = ["BPF", "FIELD_TAG", "LOADED", "MOVED", "Choice", "Use", "fed", "generate", "selected", "unit", "uses"]
 
 BPF: Final = Path(__file__).resolve().parents[2] / "bpf"
 FIELD_TAG: Final = 0x5A000000
@@ -86,6 +86,12 @@ def unit(btf: Btf, choice: Choice, folder: Path = BPF) -> tuple[str, list[Use]]:
     return generate(btf, text, used, choice), used
 
 
+def fed(choice: Choice) -> set[str]:
+    """Those of chunk.OWN_RINGS that the pipeline will fill, by their names."""
+    names = {surface.name for surface in choice.values()} | ({"audit"} & choice.keys())
+    return names & OWN_RINGS.keys()
+
+
 def _flags(choice: Choice) -> set[str]:
     flags = {f"WITH_{kind}" for kind in choice}
     flags |= {f"WITH_{kind}_{surface.name}" for kind, surface in choice.items()}
@@ -93,7 +99,7 @@ def _flags(choice: Choice) -> set[str]:
     names = {surface.name for surface in choice.values()}
     if "sys_exit" in names:
         flags.add("WITH_sys_exit")
-    if names & {"perf", "audit"}:
+    if fed(choice):
         flags.add("WITH_pids")
     return flags
 
