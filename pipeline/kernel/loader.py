@@ -121,7 +121,7 @@ class Loader:
         for surfaces, begin in ((first, 0), (always, 1)):
             for number in range(begin, max(map(len, surfaces.values()))):
                 choice = {name: some[min(number, len(some) - 1)] for name, some in surfaces.items() if some}
-                attempt, hooks = self._try(choice, None)
+                attempt, hooks = self._try(self._readable(choice), None)
                 attempt.close()
                 for hook in hooks:
                     if hook.works or (hook.event, hook.surface) not in found:
@@ -134,12 +134,14 @@ class Loader:
 
     def _choice(self) -> Choice:
         """Each kind's first surface that nothing speaks against yet."""
-        choice: dict[str, Surface] = {}
-        for name, schema in by_name().items():
-            surface = self._first(schema) if name in self.kinds or self._is_needed(schema) else None
-            if surface:
-                choice[name] = surface
-        return choice
+        while True:
+            choice: dict[str, Surface] = {}
+            for name, schema in by_name().items():
+                surface = self._first(schema) if name in self.kinds or self._is_needed(schema) else None
+                if surface:
+                    choice[name] = surface
+            if len(self._readable(choice)) == len(choice):
+                return choice
 
     def _first(self, schema: Schema) -> Surface | None:
         return next((s for s in self._candidates(schema) if self._allowed(schema, s)), None)
@@ -174,16 +176,20 @@ class Loader:
     def _allowed(self, schema: Schema, surface: Surface) -> bool:
         """Whether the kernel has nothing against a surface's hooks; if it has, its answer is kept."""
         answer = next(filter(None, map(self._refusal, (*surface.hooks, *surface.before))), "")
-        if not answer and surface.hooks:
-            try:
-                source.unit(btf.running(), {schema.name: surface})
-            except UserError as error:
-                answer = str(error)
         if answer:
-            self._refused[schema.name, surface.name] = Hook(
-                schema.name, surface.name, dict.fromkeys(surface.hooks, ""), False, answer, surface.cost
-            )
+            self._refuse(schema.name, surface, answer)
         return not answer
+
+    def _refuse(self, kind: str, surface: Surface, answer: str) -> None:
+        hooks = dict.fromkeys(surface.hooks, "")
+        self._refused[kind, surface.name] = Hook(kind, surface.name, hooks, False, answer, surface.cost)
+
+    def _readable(self, choice: Choice) -> Choice:
+        """A choice without surfaces whose programs read what this kernel's structures lack."""
+        lacking = source.lacking(btf.running(), choice)
+        for kind, answer in lacking.items():
+            self._refuse(kind, choice[kind], answer)
+        return {kind: surface for kind, surface in choice.items() if kind not in lacking}
 
     def _refusal(self, hook: str) -> str:
         if hook not in self._answers:

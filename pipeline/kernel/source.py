@@ -19,7 +19,20 @@ from pipeline.kernel.btf import Btf, Place
 from pipeline.kernel.calls import COMPAT, TABLE
 from pipeline.schema import COMMON, KINDS, TYPES, Field, Schema, Surface, by_name
 
-__all__ = ["BPF", "FIELD_TAG", "LOADED", "MOVED", "Choice", "Use", "fed", "generate", "selected", "unit", "uses"]
+__all__ = [
+    "BPF",
+    "FIELD_TAG",
+    "LOADED",
+    "MOVED",
+    "Choice",
+    "Use",
+    "fed",
+    "generate",
+    "lacking",
+    "selected",
+    "unit",
+    "uses",
+]
 
 BPF: Final = Path(__file__).resolve().parents[2] / "bpf"
 FIELD_TAG: Final = 0x5A000000
@@ -77,13 +90,34 @@ def unit(btf: Btf, choice: Choice, folder: Path = BPF) -> tuple[str, list[Use]]:
     the text that it is given, not in files that the text includes. Files that programs.c does not name stand
     at the end.
     """
+    text = _text(choice, folder)
+    used = uses(btf, text)
+    return generate(btf, text, used, choice), used
+
+
+def _text(choice: Choice, folder: Path) -> str:
     root = (folder / "programs.c").read_text()
     named = {"programs.c", *INCLUDED.findall(root)}
     others = [path.read_text() for path in sorted(folder.glob("*.c")) if path.name not in named]
     whole = INCLUDED.sub(lambda m: (folder / m[1]).read_text(), root) + "".join(others)
-    text = selected(whole, _flags(choice))
-    used = uses(btf, text)
-    return generate(btf, text, used, choice), used
+    return selected(whole, _flags(choice))
+
+
+def lacking(btf: Btf, choice: Choice, folder: Path = BPF) -> dict[str, str]:
+    """Kinds whose programs read a field that this kernel does not have, and which. UserError: all programs
+    do.
+    """
+    found: dict[str, str] = {}
+    try:
+        uses(btf, _text(choice, folder))
+    except UserError:  # whose is it?
+        uses(btf, _text({}, folder))
+        for kind, surface in choice.items():
+            try:
+                uses(btf, _text({kind: surface}, folder))
+            except UserError as error:
+                found[kind] = str(error)
+    return found
 
 
 def fed(choice: Choice) -> set[str]:

@@ -219,15 +219,18 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Stub]:
     stub = type("Host", (Stub,), {"tried": [], "fails": frozenset()})
     monkeypatch.setattr(loader, "Attempt", stub)
     monkeypatch.setattr(loader, "by_name", lambda: KINDS)
-    monkeypatch.setattr(source, "unit", lambda *_: ("", []))
+    monkeypatch.setattr(source, "lacking", lambda *_: dict(missing))
     monkeypatch.setattr(btf, "running", lambda: None)
     monkeypatch.setattr(compiler, "refusal", lambda hook, log: refused.get(hook, ""))
     refused.clear()
+    missing.clear()
     return stub
 
 
 refused: dict[str, str] = {}
 """Hook → what the kernel of the test says to it."""
+missing: dict[str, str] = {}
+"""Kind → the field that its chosen surface reads and that kernel lacks."""
 
 
 def looking(folder: Path, *kinds: str, surface: str = "auto") -> Loader:
@@ -334,3 +337,17 @@ def test_the_matrix_of_this_kernel(tmp_path: Path) -> None:
     assert found.keys() == {(name, s.name) for name, kind in by_name().items() for s in kind.surfaces}
     assert found["exec", "tracepoint"].answer == "proven: our own act came through"
     assert all(hook.answer for hook in found.values())
+
+
+def test_a_surface_that_reads_what_the_kernel_lacks_gives_way(
+    host: type[Stub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(_: object, choice: Choice) -> dict[str, str]:
+        return {"one": "no such field"} if choice["one"].name == "lsm" else {}
+
+    monkeypatch.setattr(source, "lacking", lacking)
+    _, hooks = looking(tmp_path).try_all()
+    assert answers(hooks)[:2] == [
+        ("one", "lsm", False, "no such field"),
+        ("one", "tracepoint", True, "an answer"),
+    ]
