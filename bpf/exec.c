@@ -16,6 +16,38 @@ struct exec_scratch {
 
 BPF_ARRAY(exec_scratches, struct exec_scratch, RINGS);
 
+#ifdef WITH_exec_lsm
+// The file that the call opened, while that is known: where it is a script, another one runs in the end. The next exec overwrites
+// it, the task's end takes it away; a failed exec leaves nothing that another could take for its own.
+struct opened {
+    u64 bprm, inode, number;
+};
+
+BPF_TASK_STORAGE(opened_files, struct opened);
+
+PROGRAM(exec_opened)
+{
+    struct opened *opened =
+        opened_files.task_storage_get(bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+    if (!opened)
+        return 0;
+    void *bprm = (void *)ctx->args[0];
+    opened->bprm = (u64)bprm;
+    opened->inode = LOAD(file, f_inode, LOAD(linux_binprm, file, bprm));
+    opened->number = LOAD(inode, i_ino, opened->inode);
+    return 0;
+}
+
+static __always_inline u64 script_inode(void *task, void *bprm)
+{
+    struct opened *opened = opened_files.task_storage_get(bpf_get_current_task_btf(), 0, 0);
+    u64 runs = LOAD(file, f_inode, LOAD(mm_struct, exe_file, LOAD(task_struct, mm, task)));
+    return opened && opened->bprm == (u64)bprm && opened->inode != runs ? opened->number : 0;
+}
+#else
+#define script_inode(task, bprm) 0
+#endif
+
 // What an exec that nobody will hear of runs under: an id that no chunk has.
 static __always_inline void remember_hidden(struct books *book, struct identity_key *key, u32 ring, u64 flags)
 {
@@ -56,6 +88,7 @@ PROGRAM(on_exec)
 
     fill_common((struct payload_common *)&s->head, set, task, leader, self);
     fill_exec(&s->head, task);
+    s->head.script_inode = script_inode(task, bprm);
     s->head.argc = READ(linux_binprm, argc, bprm);
     s->head.envc = READ(linux_binprm, envc, bprm);
     s->flags = flags;

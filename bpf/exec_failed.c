@@ -1,11 +1,10 @@
 // exec_failed: an execve or execveat that returned an error, seen at the end of the system call; there the arguments can be
-// read once more from where the caller has them. It runs for every system call, so the way out comes first.
+// read once more from where the caller has them. It runs for every exec, so the way out comes first.
 //
-// Strings lie scattered in the caller's memory: they are gathered in scratch memory, argv then environment.
+// Strings lie scattered in the caller's memory: they are gathered in scratch memory, argv then environment. That is more than
+// there could be slots for (slot.h): each CPU has one, and where another task's run holds it, the event is lost and booked.
 
-#define NR_execve 59
 #define NR_execveat 322
-#define NR_execve_32 11
 #define NR_execveat_32 358
 #define ERESTARTSYS 512
 #define ERESTART_RESTARTBLOCK 516
@@ -17,6 +16,7 @@
 #define FAILED_LIMIT (MIDDLE + STRING_ROOM + ARGUMENTS)
 
 struct failed_scratch {
+    u64 owner; // task; 0: free
     struct walk walk;
     struct stream stream;
     u64 pointers[2]; // argv, envp: where the next pointer stands
@@ -33,34 +33,56 @@ struct failed_scratch {
 
 BPF_ARRAY(failed_scratches, struct failed_scratch, RINGS);
 
-// The three pointers of the call, by its number. 0: not an exec.
-static __always_inline int exec_arguments(struct failed_scratch *s, void *task, void *regs, u64 *path)
+static __always_inline struct failed_scratch *failed_take(struct kind_books *kind, u32 ring)
+{
+    struct failed_scratch *s = failed_scratches.lookup(&ring);
+    if (s && !__sync_val_compare_and_swap(&s->owner, 0, bpf_get_current_task()))
+        return s;
+    count(kind->lost_slot);
+    return 0;
+}
+
+static __always_inline int failed_mine(const struct failed_scratch *s)
+{
+    return s->owner == bpf_get_current_task();
+}
+
+static __always_inline void failed_give(struct failed_scratch *s)
+{
+    s->owner = 0;
+}
+
+// A tail call before the head fell through.
+static __always_inline void failed_lost(struct failed_scratch *s, struct books *book)
+{
+    count(book->kinds[KIND_exec_failed].lost_call);
+    failed_give(s);
+}
+
+// One after it.
+static __always_inline void failed_cut(struct failed_scratch *s, struct books *book, u32 ring)
+{
+    count(book->cut_calls);
+    stream_cut(&s->stream, book, ring, CAPPED);
+    failed_give(s);
+}
+
+// The three pointers of the call.
+static __always_inline u64 exec_arguments(struct failed_scratch *s, void *task, void *regs)
 {
     u64 number = READ(pt_regs, orig_ax, regs);
-    if (is_compat(task)) {
-        s->width = 4;
-        if (number == NR_execve_32) {
-            *path = (u32)READ(pt_regs, bx, regs);
-            s->pointers[0] = (u32)READ(pt_regs, cx, regs);
-            s->pointers[1] = (u32)READ(pt_regs, dx, regs);
-            return 1;
-        }
-        *path = (u32)READ(pt_regs, cx, regs);
-        s->pointers[0] = (u32)READ(pt_regs, dx, regs);
-        s->pointers[1] = (u32)READ(pt_regs, si, regs);
-        return number == NR_execveat_32;
+    int compat = is_compat(task), at = compat ? number == NR_execveat_32 : number == NR_execveat;
+    s->width = compat ? 4 : 8;
+    if (compat) {
+        u32 second = READ(pt_regs, cx, regs), third = READ(pt_regs, dx, regs);
+        s->pointers[0] = at ? third : second;
+        s->pointers[1] = at ? (u32)READ(pt_regs, si, regs) : third;
+        return at ? second : (u32)READ(pt_regs, bx, regs);
     }
-    s->width = 8;
-    if (number == NR_execve) {
-        *path = READ(pt_regs, di, regs);
-        s->pointers[0] = READ(pt_regs, si, regs);
-        s->pointers[1] = READ(pt_regs, dx, regs);
-        return 1;
-    }
-    *path = READ(pt_regs, si, regs);
-    s->pointers[0] = READ(pt_regs, dx, regs);
-    s->pointers[1] = READ(pt_regs, r10, regs);
-    return number == NR_execveat;
+    u64 second = READ(pt_regs, si, regs), third = READ(pt_regs, dx, regs);
+    s->pointers[0] = at ? third : second;
+    s->pointers[1] = at ? READ(pt_regs, r10, regs) : third;
+    return at ? second : READ(pt_regs, di, regs);
 }
 
 // A path takes at most STRING_ROOM bytes with its NUL, an argument ARGUMENT_ROOM: was this one longer?
@@ -105,28 +127,17 @@ PROGRAM(failed_exit)
     long result = ctx->args[1];
     if (result >= 0 || result < -4095 || (result <= -ERESTARTSYS && result >= -ERESTART_RESTARTBLOCK))
         return 0;
-    void *regs = (void *)ctx->args[0];
-    u32 ring = bpf_get_smp_processor_id(), zero = 0;
-    struct books *book = books.lookup(&ring);
-    struct settings *set = settings.lookup(&zero);
-    struct failed_scratch *s = failed_scratches.lookup(&ring);
-    if (!book || !set || !s)
+    struct event event;
+    if (!event_begin(&event, KIND_exec_failed) || !wanted(event.set, event.kind, KIND_exec_failed, event_flags(&event)))
         return 0;
-    void *task = (void *)bpf_get_current_task_btf();
-    u64 path = 0;
-    if (!exec_arguments(s, task, regs, &path))
+    struct settings *set = event.set;
+    struct failed_scratch *s = failed_take(event.kind, event.ring);
+    if (!s)
         return 0;
-    struct kind_books *kind = &book->kinds[KIND_exec_failed];
-    count(kind->attempted);
-    void *leader = leader_of(task);
-    struct identity_key key;
-    key_of(&key, leader);
-    struct identity *self = identities.lookup(&key);
-    if (!wanted(set, kind, KIND_exec_failed, self ? self->flags : 0))
-        return 0;
-
+    void *task = event.task;
+    u64 path = exec_arguments(s, task, (void *)ctx->args[0]);
     struct payload_exec_failed *head = &s->head;
-    fill_common((struct payload_common *)head, set, task, leader, self);
+    fill_common((struct payload_common *)head, set, task, event.leader, event.self);
     fill_exec((struct payload_exec *)head, task);
     head->errno = -result;
     s->back = MIDDLE;
@@ -143,7 +154,7 @@ PROGRAM(failed_exit)
     s->walk.calls = 0;
     walk_cwd(&s->walk, s->buffer, task, set->cap_path);
     calls_exec_failed.call(ctx, CALL_failed_walk);
-    count(kind->lost_call);
+    failed_lost(s, event.book);
     return 0;
 }
 
@@ -153,7 +164,7 @@ PROGRAM(failed_walk)
     struct books *book = books.lookup(&ring);
     struct settings *set = settings.lookup(&zero);
     struct failed_scratch *s = failed_scratches.lookup(&ring);
-    if (!book || !set || !s)
+    if (!book || !set || !s || !failed_mine(s))
         return 0;
     struct promise *promise = s->stage == WALK_CWD ? &s->head.cwd : &s->head.executable;
     int ended = walk_on(&s->walk, s->buffer, EXEC_PATHS, promise);
@@ -168,7 +179,7 @@ PROGRAM(failed_walk)
         walk_executable(&s->walk, s->buffer, (void *)bpf_get_current_task_btf(), set->cap_path);
     }
     calls_exec_failed.call(ctx, CALL_failed_walk);
-    count(book->kinds[KIND_exec_failed].lost_call);
+    failed_lost(s, book);
     return 0;
 }
 
@@ -235,7 +246,7 @@ PROGRAM(failed_strings)
     struct books *book = books.lookup(&ring);
     struct settings *set = settings.lookup(&zero);
     struct failed_scratch *s = failed_scratches.lookup(&ring);
-    if (!book || !set || !s)
+    if (!book || !set || !s || !failed_mine(s))
         return 0;
     for (int i = 0; i < STRINGS_STEPS; i++) {
         if (s->which == 0)
@@ -254,7 +265,7 @@ PROGRAM(failed_strings)
         s->head.environment.of = s->counts[1] = UNKNOWN;
         calls_exec_failed.call(ctx, CALL_failed_emit);
     }
-    count(book->kinds[KIND_exec_failed].lost_call);
+    failed_lost(s, book);
     return 0;
 }
 
@@ -263,7 +274,7 @@ PROGRAM(failed_emit)
     u32 ring = bpf_get_smp_processor_id();
     struct books *book = books.lookup(&ring);
     struct failed_scratch *s = failed_scratches.lookup(&ring);
-    if (!book || !s)
+    if (!book || !s || !failed_mine(s))
         return 0;
     struct stream *stream = &s->stream;
     s->head.argc = s->counts[0];
@@ -274,11 +285,12 @@ PROGRAM(failed_emit)
     stream->kind = KIND_exec_failed;
     int sent = head_send(stream, book, &book->kinds[KIND_exec_failed], ring, &s->head, s->buffer, FAILED_BUFFER,
                          ROOM_exec_failed, s->faults);
-    if (sent != HEAD_AND_MORE)
-        return 0;
-    calls_exec_failed.call(ctx, CALL_failed_stream);
-    count(book->cut_calls);
-    stream_cut(stream, book, ring, CAPPED);
+    if (sent == HEAD_AND_MORE) {
+        calls_exec_failed.call(ctx, CALL_failed_stream);
+        failed_cut(s, book, ring);
+    } else {
+        failed_give(s);
+    }
     return 0;
 }
 
@@ -287,13 +299,14 @@ PROGRAM(failed_stream)
     u32 ring = bpf_get_smp_processor_id();
     struct books *book = books.lookup(&ring);
     struct failed_scratch *s = failed_scratches.lookup(&ring);
-    if (!book || !s)
+    if (!book || !s || !failed_mine(s))
         return 0;
     for (int i = 0; i < STREAM_STEPS; i++)
-        if (stream_step(&s->stream, s->buffer, FAILED_BUFFER, book, ring))
+        if (stream_step(&s->stream, s->buffer, FAILED_BUFFER, book, ring)) {
+            failed_give(s);
             return 0;
+        }
     calls_exec_failed.call(ctx, CALL_failed_stream);
-    count(book->cut_calls);
-    stream_cut(&s->stream, book, ring, CAPPED);
+    failed_cut(s, book, ring);
     return 0;
 }

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,20 +128,33 @@ def test_an_event_that_only_has_a_price_here_says_it() -> None:
     assert judged(without("ksymbol"))["ksymbol"].advice == "not collected here: boot a kernel that allows it"
 
 
-def test_costly_events_are_off_unless_named_and_say_their_cost() -> None:
-    off = judged(ALL)["exec_failed"]
+def test_costly_events_are_off_unless_named_and_say_their_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = by_name()["exec_failed"]
+    costly = replace(kind, surfaces=tuple(surface for surface in kind.surfaces if surface.cost))
+    monkeypatch.setattr(check, "by_name", lambda: {**by_name(), "exec_failed": costly})
+    others = [h for h in ALL if h.event != "exec_failed"]
+    off = judged(others)["exec_failed"]
     assert off.status == "ok"
     assert "off, not tried" in off.answer
     assert "90 ns" in off.advice
     asked = {"events": "exec_failed"}
-    assert judged([*ALL, hook("exec_failed", True, cost="dear")], **asked)["exec_failed"].advice == "dear"
-    assert judged([*ALL, hook("exec_failed", False, cost="dear")], **asked)["exec_failed"].status == "fail"
+    assert judged([*others, hook("exec_failed", True, cost="dear")], **asked)["exec_failed"].advice == "dear"
+    assert judged([*others, hook("exec_failed", False, cost="dear")], **asked)["exec_failed"].status == "fail"
+
+
+def test_who_does_not_ask_is_told_the_price() -> None:
+    others = [h for h in ALL if h.event != "exec_failed"]
+    found = judged([*others, hook("exec_failed", False, "fexit")])["exec_failed"]
+    assert found.status == "warn"
+    assert found.advice.startswith(
+        "not collected; --events exec_failed takes it from sys_exit, which runs at"
+    )
 
 
 def test_a_surface_that_an_event_does_not_have() -> None:
     found = judged([hook("process", True)], surface="perf")["exec"]
     assert (found.status, found.answer) == ("fail", "has no surface perf")
-    assert found.advice == "take --surface auto, or tracepoint"
+    assert found.advice == "take --surface auto, or lsm, tracepoint"
 
 
 def test_a_filter_by_cgroup_needs_ids() -> None:

@@ -116,5 +116,5 @@ def test_what_a_process_is_and_where_it_comes_from(live: Live, acts: bytes) -> N
     ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
     assert process["parent"]["start"] // 10_000_000 == int(ticks)
     assert record["id"] == process["exec_id"]
-    assert record["schema"] == "exec/1"
+    assert record["schema"] == "exec/2"
     assert record["surface"] == "tracepoint"
