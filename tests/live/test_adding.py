@@ -56,7 +56,10 @@ def test_two_files_are_enough(project: Path, environment: dict[str, str], ground
     assert "process id of the one that gets it" in answer("schema", "show", NAME)
     output = (ground / "signals").open("w+")
     run = subprocess.Popen(
-        [*command, "run", "--events", NAME, "--to", "-", "--filter", f"target = {os.getpid()} AND number = 10"],
+        [
+            *(*command, "run", "--events", NAME, "--to", "-"),
+            *("--filter", f"target = {os.getpid()} AND number = 10"),
+        ],
         cwd=project,
         env=environment,
         stdout=output,

@@ -19,4 +19,5 @@ def test_every_field_that_this_kernel_yields_was_compared(live: Live, pytestconf
         pytest.skip("only a run of all of tests/live can say")
     lacking = missing(live.kinds)
     if lacking:
-        pytest.fail(f"no witness was asked for {', '.join(lacking)}; see tests/live/compare.py", pytrace=False)
+        names = ", ".join(lacking)
+        pytest.fail(f"no witness was asked for {names}; see tests/live/compare.py", pytrace=False)
