@@ -2,8 +2,8 @@
 sink.
 
 A record is parts joined: the fixed one (template.py), the end of `process` (names.py, found by enrich),
-fields that are texts, and the promises (both tail.py). No dict is built for an event, and Python code runs for
-an event only where parts are joined.
+fields that are texts, and the promises (both tail.py). No dict is built for an event, and Python code runs
+for an event only where parts are joined.
 """
 
 from __future__ import annotations
