@@ -14,7 +14,7 @@ import pytest
 from tests.live.run import Live, Record
 from tests.live.witness import Act, Arguments, as_record, execute, libc
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.vm]
 
 NOWHERE = b"/nonexistent/program"
 ENVIRONMENT = [b"PATH=/bin", b"MARK=hunter2"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.live.compare import same
 from tests.live.run import Live
-from tests.live.witness import as_record, execute
+from tests.live.witness import as_record, execute, libc, spoken
 
+CLONE_NEWNS, CLONE_VFORK = 0x20000, 0x4000
+MS_REC, MS_PRIVATE = 0x4000, 0x40000
 ENVIRONMENT = [b"LANG=C", b"MARK=hunter2"]
 REDACTED = ["LANG=C", "MARK=***"]
 
@@ -32,8 +36,34 @@ def test_a_script_says_its_interpreter(live: Live, acts: bytes, tmp_path: Path) 
     assert record["process"]["comm"] == "script"
 
 
+@pytest.mark.vm
 def test_a_program_has_no_interpreter(live: Live, acts: bytes) -> None:
-    assert live.exec_of(execute(acts, [b"acts"]))["interpreter"] is None
+    same(live.exec_of(execute(acts, [b"acts"])), {"interpreter": None, "script_inode": None})
+
+
+@pytest.mark.vm
+def test_a_script_without_a_name(live: Live, acts: bytes) -> None:
+    script = os.memfd_create("script", 0)
+    os.write(script, b"#!" + acts + b"\n")
+    record = live.exec_of(execute(b"/proc/self/fd/%d" % script, [b"x"]))
+    inode = os.fstat(script).st_ino
+    os.close(script)
+    assert not record["memfd"], "the interpreter is a file"
+    same(record, {"script_inode": inode, "interpreter": acts.decode(), "executable": acts.decode()})
+
+
+@pytest.mark.vm
+def test_a_script_after_one_that_did_not_run(live: Live, acts: bytes, tmp_path: Path) -> None:
+    """What a failed exec opened is not taken for what the next one does."""
+    script = tmp_path / "script"
+    script.write_bytes(b"#!/nonexistent\n")
+    script.chmod(0o755)
+
+    def fail() -> None:
+        with pytest.raises(FileNotFoundError):
+            os.execv(script, ["x"])
+
+    same(live.exec_of(execute(acts, [b"x"], before=fail)), {"script_inode": None, "path": acts.decode()})
 
 
 def test_executable_is_resolved_and_path_is_as_passed(live: Live, acts: bytes, tmp_path: Path) -> None:
@@ -126,6 +156,67 @@ def test_a_path_beyond_its_cap(live: Live, deep: Callable[[int, int], tuple[int,
     assert record["cwd"] == path.decode()[-unsettled["cwd"]["have"] :]
     assert record["argv"] == ["x", "y"]
     assert record["environment"] == REDACTED
+
+
+def mount(kind: bytes, place: Path, options: bytes = b"") -> None:
+    """In a mount namespace of the caller's own."""
+    assert libc.unshare(CLONE_NEWNS) == 0
+    assert libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) == 0
+    assert libc.mount(b"none", os.fsencode(place), kind, 0, options) == 0
+
+
+@pytest.mark.vm
+def test_another_mount_namespace(live: Live, acts: bytes, tmp_path: Path) -> None:
+    place, told = tmp_path / "place", tmp_path / "told"
+    place.mkdir()
+
+    def leave() -> dict[str, int]:
+        mount(b"tmpfs", place)
+        shutil.copy(os.fsdecode(acts), place / "other")
+        found = os.stat(place / "other")
+        return {
+            "inode": found.st_ino,
+            "device": found.st_dev,
+            "namespaces.mnt": os.stat("/proc/self/ns/mnt").st_ino,
+        }
+
+    record = live.exec_of(execute(os.fsencode(place / "other"), [b"x"], before=spoken(told, leave)))
+    assert not (place / "other").exists()
+    same(record, {"executable": str(place / "other"), **json.loads(told.read_text())})
+
+
+@pytest.mark.vm
+def test_a_file_of_an_overlay(live: Live, acts: bytes, tmp_path: Path) -> None:
+    """Seen where it was executed, not where it is stored."""
+    store, told = tmp_path / "store", tmp_path / "told"
+    store.mkdir()
+
+    def layers() -> dict[str, int]:
+        mount(b"tmpfs", store)
+        inner = {name: store / name for name in ("lower", "upper", "work", "merged")}
+        for path in inner.values():
+            path.mkdir()
+        shutil.copy(os.fsdecode(acts), inner["lower"] / "other")
+        options = "lowerdir={lower},upperdir={upper},workdir={work}".format(**inner)
+        mount(b"overlay", inner["merged"], options.encode())
+        found = os.stat(inner["merged"] / "other")
+        return {"inode": found.st_ino, "device": found.st_dev}
+
+    path = store / "merged" / "other"
+    record = live.exec_of(execute(os.fsencode(path), [b"x"], before=spoken(told, layers)))
+    same(record, {"executable": str(path), "memfd": False, "deleted": False, **json.loads(told.read_text())})
+
+
+@pytest.mark.vm
+def test_vfork(live: Live, acts: bytes) -> None:
+    """The parent waits in its child's memory until the exec."""
+    pid = os.posix_spawn(acts, [b"spawned"], {"LANG": "C"})
+    assert os.waitpid(pid, 0)[1] == 0
+    live.ended(pid)
+    (record,) = live.log.of(pid, "exec")
+    (fork,) = [r for r in live.log.of(os.getpid(), "fork") if r["child"]["pid"] == pid]
+    assert fork["flags"] & CLONE_VFORK
+    same(record, {"argv": ["spawned"], "path": acts.decode(), "process.parent.pid": os.getpid()})
 
 
 @pytest.mark.vm

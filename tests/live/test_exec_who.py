@@ -29,6 +29,7 @@ def test_users_and_groups(live: Live, acts: bytes) -> None:
     assert (record["process"]["gid"], record["egid"]) == (54322, 54323)
 
 
+@pytest.mark.vm
 def test_a_setuid_program(live: Live, acts: bytes, ground: Path) -> None:
     program = ground / "setuid"
     shutil.copy(os.fsdecode(acts), program)
@@ -79,6 +80,7 @@ def test_namespaces(live: Live, acts: bytes) -> None:
     assert live.exec_of(execute(acts, [b"x"]))["namespaces"] == own_namespaces()
 
 
+@pytest.mark.vm
 def test_namespaces_of_its_own(live: Live, acts: bytes, tmp_path: Path) -> None:
     def leave() -> dict[str, int]:
         assert libc.unshare(ctypes.c_int(CLONE_NEWS)) == 0
@@ -101,6 +103,7 @@ def test_the_cgroup_is_right_or_unknown(live: Live, acts: bytes) -> None:
         assert record["process"]["cgroup"] is None
 
 
+@pytest.mark.vm
 def test_a_thread_that_is_not_the_leader(live: Live, acts: bytes) -> None:
     first, second = live.execs_of(execute(acts, [b"acts", b"thread-exec", acts, b"by-thread"]))
     assert second["argv"] == [acts.decode(), "by-thread"]
@@ -117,4 +120,4 @@ def test_what_a_process_is_and_where_it_comes_from(live: Live, acts: bytes) -> N
     assert process["parent"]["start"] // 10_000_000 == int(ticks)
     assert record["id"] == process["exec_id"]
     assert record["schema"] == "exec/2"
-    assert record["surface"] == "tracepoint"
+    assert record["surface"] == live.kinds["exec"]

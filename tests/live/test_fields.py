@@ -87,6 +87,7 @@ def test_exec(live: Live, acts: bytes, tmp_path: Path, told: Told) -> None:
         "cwd": "/usr",
         "path": str(script),
         "interpreter": acts.decode(),
+        "script_inode": script.stat().st_ino,
         "argv": argv,
         "environment": SHOWN,
     }
