@@ -103,7 +103,7 @@ def test_json_has_exactly_the_records_keys(log: str) -> None:
 def test_text_has_one_line_per_event(log: str) -> None:
     shown = lines("tail", log, "-n", "2", "--events", "exec")
     assert len(shown) == 2
-    assert shown[1].endswith(" exec             90 0         \\xff\\n           /bin/x  x '\\xfe'")
+    assert shown[1].endswith(" exec                90 0         \\xff\\n           /bin/x  x '\\xfe'")
 
 
 def test_without_a_place_it_reads_where_run_writes(log: str) -> None:
