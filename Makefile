@@ -4,7 +4,7 @@ SHELL := /bin/bash
 python := .venv/bin/python
 setup := config/setup.sh
 
-.PHONY: help setup run test vm-test vm-kernels vm lint bench bench-long kafka kafka-stop clean
+.PHONY: help setup run test vm-test vm-bench vm-kernels vm lint bench bench-long kafka kafka-stop clean
 
 help:
 	@sed -n 's/^#> //p' Makefile
@@ -19,14 +19,18 @@ setup:
 run:
 	@config/run.sh $(if $(DURATION),--duration $(DURATION)) $(ARGS)
 
-#> make test         every check and every test                [ARGS='...' for pytest: then on this kernel only]
-test: lint vm-kernels
+#> make test         every check and every test on this kernel [ARGS='...' for pytest]
+test: lint
 	@.venv/bin/pytest $(ARGS)
-	@$(if $(ARGS),echo "not run, as ARGS were given: make vm-test",$(python) -m tests.vm test)
+	@echo "not run: make vm-test (the same live tests inside Debian's kernels, half an hour of emulation)"
 
 #> make vm-test      live tests inside Debian's kernels, in virtual machines   [ARGS='6.1 6.12 ...']
 vm-test: vm-kernels
 	@$(python) -m tests.vm test $(ARGS)
+
+#> make vm-bench     what storms pay inside one of them, beside other collectors: docs/benchmarks-vm.md
+vm-bench: vm-kernels
+	@$(python) -m tests.vm run 6.12 --timeout 3000 -- $(python) -m tests.bench overhead --report benchmarks-vm
 
 # What cannot be fetched is said, and fails a test only in continuous integration.
 vm-kernels:
