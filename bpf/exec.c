@@ -1,5 +1,5 @@
-// exec: sched_process_exec comes after the point of no return, with the new program's memory in place. Four programs:
-// the hook fills the head and reads the names; `walk` the paths; `emit` sends the head; `stream` sends the data.
+// exec: sched_process_exec comes after the point of no return, with the new program's memory in place. Five programs:
+// the hook fills the head and reads the names; `walk` the paths; `emit` sends the head; `local` and `stream` send the data.
 
 #define EXEC_BUFFER (MIDDLE + 2 * STRING_ROOM + 2 * PAYLOAD + NAME_ROOM)
 
@@ -211,12 +211,32 @@ PROGRAM(exec_emit)
     know_exec(stream->id, s->flags);
     if (sent != HEAD_AND_MORE)
         return 0;
-    calls_exec.call(ctx, CALL_exec_stream);
+    calls_exec.call(ctx, CALL_exec_local);
     count(book->cut_calls);
     stream_cut(stream, book, ring, CAPPED);
     return 0;
 }
 
+// First what lies in scratch memory …
+PROGRAM(exec_local)
+{
+    u32 ring = bpf_get_smp_processor_id();
+    struct books *book = books.lookup(&ring);
+    struct exec_scratch *s = exec_scratches.lookup(&ring);
+    if (!book || !s)
+        return 0;
+    for (int i = 0; i < EXEC_BUFFER / PAYLOAD; i++)
+        if (local_step(&s->stream, s->buffer, EXEC_BUFFER, book, ring))
+            break;
+    if (s->stream.part >= s->stream.parts)
+        return 0;
+    calls_exec.call(ctx, CALL_exec_stream);
+    count(book->cut_calls);
+    stream_cut(&s->stream, book, ring, CAPPED);
+    return 0;
+}
+
+// … then the process's own memory.
 PROGRAM(exec_stream)
 {
     u32 ring = bpf_get_smp_processor_id();
@@ -225,8 +245,12 @@ PROGRAM(exec_stream)
     if (!book || !s)
         return 0;
     for (int i = 0; i < STREAM_STEPS; i++)
-        if (stream_step(&s->stream, s->buffer, EXEC_BUFFER, book, ring))
-            return 0;
+        if (user_step(&s->stream, book, ring))
+            break;
+    if (s->stream.part < s->stream.parts && s->stream.user_left < PAYLOAD && s->stream.next_left)
+        straddle(&s->stream, book, ring);
+    if (s->stream.part >= s->stream.parts)
+        return 0;
     calls_exec.call(ctx, CALL_exec_stream);
     count(book->cut_calls);
     stream_cut(&s->stream, book, ring, CAPPED);

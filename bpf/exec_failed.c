@@ -302,7 +302,7 @@ PROGRAM(failed_stream)
     if (!book || !s || !failed_mine(s))
         return 0;
     for (int i = 0; i < STREAM_STEPS; i++)
-        if (stream_step(&s->stream, s->buffer, FAILED_BUFFER, book, ring)) {
+        if (local_step(&s->stream, s->buffer, FAILED_BUFFER, book, ring)) {
             failed_give(s);
             return 0;
         }

@@ -112,7 +112,7 @@ static __always_inline int slot_on(struct event *event, struct promise *path, u3
     struct slot *slot = event->slot;
     if (slot->streaming) {
         for (int i = 0; i < SLOT_STEPS; i++)
-            if (stream_step(&slot->stream, slot->buffer, SLOT_BUFFER, event->book, event->ring))
+            if (local_step(&slot->stream, slot->buffer, SLOT_BUFFER, event->book, event->ring))
                 break;
         slot_give(slot);
         return 0;

@@ -77,14 +77,58 @@ static __always_inline void stream_cut(struct stream *stream, struct books *book
 {
     stream->parts = stream->part + 1;
     struct chunk *chunk = part_reserve(stream, book, ring);
+    stream->part++;
     if (!chunk)
         return;
     chunk->flags = why;
     chunk_submit(chunk);
 }
 
-// The end of one user range and the beginning of the next, put together in scratch memory. Non-zero: unreadable.
-static __always_inline int straddle(struct stream *stream)
+// Send one part of what lies in scratch memory: 0 goes on, 1 is at its end. Cursors move first, whether there is space for the chunk
+// or not. (What lies where is sent by loops of their own: one for all costs the verifier three times as much.)
+static __always_inline int local_step(struct stream *stream, char *buffer, u32 buffer_size, struct books *book, u32 ring)
+{
+    if (!stream->local_left)
+        return 1;
+    u64 at = stream->at, size = bound(stream->local_left, PAYLOAD);
+    stream->at += size;
+    stream->local_left -= size;
+    struct chunk *chunk = part_reserve(stream, book, ring);
+    stream->part++;
+    if (!chunk)
+        return 0;
+    chunk->size = size;
+    bpf_probe_read_kernel(chunk->data, PAYLOAD, buffer + bound(at, buffer_size - PAYLOAD));
+    chunk_submit(chunk);
+    return 0;
+}
+
+// The same of the process's own memory: 1 also at the end of one range, when the chunk that goes on with the next is to be sent.
+static __always_inline int user_step(struct stream *stream, struct books *book, u32 ring)
+{
+    if (stream->part >= stream->parts || (stream->user_left < PAYLOAD && stream->next_left))
+        return 1;
+    u64 user = stream->user, size = bound(stream->user_left, PAYLOAD);
+    stream->user += size;
+    stream->user_left -= size;
+    struct chunk *chunk = part_reserve(stream, book, ring);
+    stream->part++;
+    if (!chunk)
+        return 0;
+    chunk->size = size;
+    if (!bpf_probe_read_user(chunk->data, size, (void *)user)) {
+        chunk_submit(chunk);
+        return 0;
+    }
+    chunk->size = 0;
+    chunk->flags = CUT;
+    stream->parts = chunk->parts = stream->part;
+    chunk_submit(chunk);
+    return 1;
+}
+
+// The end of one user range and the beginning of the next, in one chunk.
+static __always_inline void straddle(struct stream *stream, struct books *book, u32 ring)
 {
     u64 first = bound(stream->user_left, PAYLOAD);
     u64 second = bound(smaller(PAYLOAD - first, stream->next_left), PAYLOAD);
@@ -93,51 +137,15 @@ static __always_inline int straddle(struct stream *stream)
     stream->user = stream->next + second;
     stream->user_left = stream->next_left - second;
     stream->next_left = 0;
-    return failed;
-}
-
-// Send one part: 0 goes on, 1 is at the end. Cursors move first, whether there is space for the chunk or not; `chunk` is tested
-// once (Linux 6.1 loses track of a reservation that is tested twice).
-static __always_inline int stream_step(struct stream *stream, char *buffer, u32 buffer_size, struct books *book,
-                                       u32 ring)
-{
-    if (stream->part >= stream->parts)
-        return 1;
-    u64 local = stream->at, user = stream->user;
-    u32 is_local = stream->local_left != 0;
-    u32 is_straddle = !is_local && stream->user_left < PAYLOAD && stream->next_left;
-    u64 size;
-    int failed = 0;
-    if (is_local) {
-        size = smaller(stream->local_left, PAYLOAD);
-        stream->at += size;
-        stream->local_left -= size;
-    } else if (is_straddle) {
-        size = smaller(PAYLOAD, stream->user_left + stream->next_left);
-        failed = straddle(stream);
-    } else {
-        size = smaller(stream->user_left, PAYLOAD);
-        stream->user += size;
-        stream->user_left -= size;
+    if (failed) {
+        stream_cut(stream, book, ring, CUT);
+        return;
     }
     struct chunk *chunk = part_reserve(stream, book, ring);
     stream->part++;
     if (!chunk)
-        return 0;
-    size = bound(size, PAYLOAD);
-    if (is_local)
-        bpf_probe_read_kernel(chunk->data, PAYLOAD, buffer + bound(local, buffer_size - PAYLOAD));
-    else if (is_straddle)
-        bpf_probe_read_kernel(chunk->data, PAYLOAD, stream->straddle);
-    else
-        failed = bpf_probe_read_user(chunk->data, size, (void *)user);
-    if (failed) {
-        chunk->size = 0;
-        chunk->flags = CUT;
-        chunk->parts = chunk->part + 1;
-    } else {
-        chunk->size = size;
-    }
+        return;
+    chunk->size = first + second;
+    bpf_probe_read_kernel(chunk->data, PAYLOAD, stream->straddle);
     chunk_submit(chunk);
-    return failed != 0;
 }

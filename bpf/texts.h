@@ -67,7 +67,7 @@ static __always_inline void texts_send(struct event *event, u32 room)
     struct slot *slot = event->slot;
     if (slot_send(event, room) == HEAD_AND_MORE)
         for (int i = 0; i < TEXT_STEPS; i++)
-            if (stream_step(&slot->stream, slot->buffer, SLOT_BUFFER, event->book, event->ring))
+            if (local_step(&slot->stream, slot->buffer, SLOT_BUFFER, event->book, event->ring))
                 break;
     slot_give(slot);
 }
