@@ -236,7 +236,11 @@ def _rank(hook: Hook) -> tuple[int, int]:
 
 def _answer(kind: str, hooks: list[Hook], surface: str) -> str:
     """Why this host cannot give a kind of event."""
-    tried = [f"{hook.surface} {hook.answer}" for hook in hooks if hook.event == kind and not hook.works]
+    tried = [
+        f"{hook.surface} {hook.answer}"
+        for hook in hooks
+        if hook.event == kind and not hook.works and surface in ("auto", hook.surface)
+    ]
     return f"this host cannot give {kind} ({', '.join(tried) or f'it has no surface {surface}'})"
 
 

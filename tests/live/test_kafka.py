@@ -57,7 +57,7 @@ def test_what_others_read_is_what_was_executed(
 ) -> None:
     to = f"kafka://{kafka.address}/others"
     live = make_live(redact__argv="token=[^ ]+")
-    live.start("--to", to)
+    live.start("--to", to, events="process,exec,exec_failed,fork,exit")
     argvs = [
         [b"acts", b"one"],
         [b"acts", b"", b"\xff\xfe", b"a\nb"],

@@ -23,6 +23,7 @@ import pytest
 
 from tests.live.compare import cannot, same, who
 from tests.live.run import SLOWER, Live, Record, eventually
+from tests.live.test_fields import program as program_of
 from tests.live.witness import as_record, fork, libc, spoken
 
 pytestmark = pytest.mark.kernel
@@ -87,6 +88,14 @@ def map_file(file: int, offset: int = 0, flags: int = mmap.MAP_PRIVATE) -> dict[
         "inode": int(inode) or None,
         "device": os.makedev(major, minor) or None,
         "permissions": line.split()[1].decode(),
+    }
+
+
+def ours(live: Live) -> dict[str, Any]:
+    """What this process and its parent run, by the ids of the events that say so."""
+    return {
+        "process.exec_id": program_of(live),
+        "process.parent.exec_id": program_of(live, os.getppid()),
     }
 
 
@@ -204,6 +213,7 @@ def test_unshare(perf: Live, ground: Path) -> None:
     record = one(perf, act.pid, "namespace", lambda r: True)
     assert told(note)["before.uts"] != told(note)["after.uts"]
     same(record, {"call": None, "errno": 0, "child_pid": None, **told(note)})
+    same(record, {"process.exec_id": program_of(perf), "process.parent.exec_id": program_of(perf)})
 
 
 def test_a_child_in_a_new_namespace(perf: Live) -> None:
@@ -271,8 +281,7 @@ def test_a_bpf_program(perf: Live, program: tuple[dict[str, Any], bytes, int], k
             "attach_to": None,
         },
     )
-    if kind == "bpf_load":
-        same(records, who(pid))
+    same(records, {**who(pid), **ours(perf)})
 
 
 def test_a_symbol_of_the_kernel(perf: Live, program: tuple[dict[str, Any], bytes, int]) -> None:
@@ -290,7 +299,7 @@ def test_a_symbol_of_the_kernel(perf: Live, program: tuple[dict[str, Any], bytes
             {"address": int(symbol.split()[0], 16), "type": 1, "unregister": gone, "name": name},
         )
         same(record, {"length": said["bytes_jited"]})
-    same(added, who(pid))
+    same(added, {**who(pid), **ours(perf)})
 
 
 def two(found: list[Record]) -> list[Record] | None:
@@ -316,6 +325,7 @@ def test_a_control_group(perf: Live, ground: Path) -> None:
         assert act.status == 0
         record = one(perf, act.pid, "cgroup", lambda r: r["path"].endswith(folder.name))
         same(record, {"cgroup_id": folder.stat().st_ino, "path": f"/{folder.name}", **common(note)})
+        same(record, {"process.exec_id": program_of(perf), "process.parent.exec_id": program_of(perf)})
     finally:
         with suppress(OSError):
             folder.rmdir()
