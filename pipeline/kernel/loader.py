@@ -72,6 +72,7 @@ class Loader:
                 f"{answers}; leave it out of --events, or name another --surface; see `promissory check`"
             )
         kinds = [kind for kind in self.kinds if kind in working]
+        processes = self._processes(attempt, kinds)
         manifest = Manifest(
             boot_id=boot_id(),
             attached=time.time_ns(),
@@ -81,7 +82,7 @@ class Loader:
             entries=self.entries,
             kinds=kinds,
             hooks=hooks,
-            processes=self._processes(attempt, kinds),
+            processes=processes,
         )
         self._pin(attempt)
         manifest.write()
