@@ -160,14 +160,12 @@ def surface(name: str, more: str) -> str:
 
 
 def test_surfaces_as_a_file_says_them(tmp_path: Path) -> None:
-    hooks = (
-        'hooks = { "lsm/a" = "one", "fexit/b" = "two" }\nbefore = { "lsm/c" = "three" }\nparts = ["p", "q"]'
-    )
+    hooks = 'hooks = { "lsm/a" = "one", "fexit/b" = "two" }\nbefore = { "lsm/c" = "three" }\nparts = ["p", "q"]\noptional = ["lsm/c"]'
     more = field("x") + surface("lsm", hooks) + surface("perf", 'without = ["x"]\nblind = "much"')
     schema = load(folder(tmp_path, {"one": good(more=more)}))["one"]
     first, second = schema.surfaces
     assert (first.name, list(first.hooks.items())) == ("lsm", [("lsm/a", "one"), ("fexit/b", "two")])
-    assert (dict(first.before), first.parts) == ({"lsm/c": "three"}, ("p", "q"))
+    assert (dict(first.before), first.parts, first.optional) == ({"lsm/c": "three"}, ("p", "q"), ("lsm/c",))
     assert (second.hooks, second.parts, second.without, second.blind) == ({}, (), ("x",), "much")
     assert schema.surface("lsm") is first
     assert schema.hidden("perf") == {"x"}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from pipeline.config import Config, load
 from pipeline.errors import UserError
 from pipeline.kernel import acts, attempt, bpf, btf, compiler, loader, source
 from pipeline.kernel.attempt import Attempt
-from pipeline.kernel.layout import OWN_ROWS, Identity, cpus
+from pipeline.kernel.layout import OWN_ROWS, Identity, cpus, start_ticks
 from pipeline.kernel.loader import Loader
 from pipeline.kernel.manifest import Hook
 from pipeline.kernel.source import Choice
@@ -53,6 +56,16 @@ def test_a_hook_of_this_kernel_is_allowed_or_refused_in_its_words(tmp_path: Path
     need_kernel()
     answer = compiler.refusal(hook, tmp_path / "log")
     assert not answer or answer.startswith("refused: ")
+
+
+@kernel
+def test_signatures_of_hooks() -> None:
+    need_kernel()
+    calls = {compiler.signature(f"fexit/__x64_sys_{name}") for name in ("setns", "unshare")}
+    assert len(calls) == 1
+    assert not {0, compiler.signature("fexit/kernel_clone")} & calls
+    assert compiler.signature("raw_tp/sched_process_exec") == compiler.signature("sys_exit/execve") == 0
+    assert compiler.signature("fexit/no_such_thing") == 0
 
 
 # ---- one choice, tried
@@ -122,6 +135,50 @@ def test_a_program_that_the_verifier_refuses(tried: Attempt, monkeypatch: pytest
     monkeypatch.setitem(tried.compiled._checked, "on_exit", b"\x95" + bytes(7))  # no value to return
     (refused,) = [hook for hook in tried.tap([], None) if not hook.works]
     assert (refused.event, refused.answer) == ("exit", "refused: Permission denied")
+
+
+@kernel
+def test_hooks_of_another_signature_have_a_table_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same programs behind both; an event comes through the second one."""
+    need_kernel()
+    failed = by_name()["exec_failed"].surface("sys_exit")
+    assert failed
+    monkeypatch.setattr(attempt, "signature", len)
+    choice = {name: surface for name, surface in SPINE.items() if surface}
+    made = attempt_at(tmp_path, {**choice, "exec_failed": failed})
+    try:
+        assert {hook.answer for hook in made.tap(["exec_failed"], None)} == {
+            "proven: our own act came through"
+        }
+        assert {f"program_exec_failed-{part}-1" for part in failed.parts} <= made.pinned.keys()
+        assert made.pinned["map_calls_exec_failed-1"] != made.pinned["map_calls_exec_failed"]
+        before = copy.deepcopy(made._books)
+        fail_by_execveat(made.pinned["map_identities"])
+        attempted = [books["kinds"]["attempted"].sum(axis=0) for books in (before, made._books)]
+        assert (attempted[1] - attempted[0])[by_name()["exec_failed"].number] == 1
+        assert made._books["sequence"].sum() - before["sequence"].sum() >= 2, "head and data"
+        assert made._books["cut_calls"].sum() == before["cut_calls"].sum()
+    finally:
+        made.close()
+
+
+def fail_by_execveat(identities: int) -> None:
+    """In a child that nobody takes for the loader's."""
+    ready, go = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.read(ready, 1)
+        fd = os.open("/etc/passwd", os.O_RDONLY)
+        with contextlib.suppress(OSError):
+            os.execve(fd, ["x" * 1000], {})
+        os._exit(0)
+    assert bpf.delete(identities, Identity(pid, start_ticks(pid)).key)
+    os.write(go, b"x")
+    os.waitpid(pid, 0)
+    os.close(ready)
+    os.close(go)
 
 
 class Seen:
@@ -260,6 +317,21 @@ def test_what_the_kernel_refuses_is_not_compiled(host: type[Stub], tmp_path: Pat
         ("one", "tracepoint", True, "an answer"),
         ("two", "fexit", True, "an answer"),
     ]
+
+
+def test_a_hook_that_a_kernel_may_lack_is_left_out(
+    host: type[Stub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks = {"raw_tp/lsm": "program", "fexit/compat": "program"}
+    either = Surface("lsm", hooks, {"fentry/compat": "other"}, optional=("fexit/compat", "fentry/compat"))
+    kinds = {"one": replace(KINDS["one"], surfaces=(either,))}
+    monkeypatch.setattr(loader, "by_name", lambda: kinds)
+    config = looking(tmp_path, "one")
+    refused["fexit/compat"] = refused["fentry/compat"] = "no such function"
+    _, (hook,) = config.try_all()
+    assert (hook.works, list(hook.hooks)) == (True, ["raw_tp/lsm"])
+    refused["raw_tp/lsm"] = "no"
+    assert not looking(tmp_path, "one").try_all()[1][0].works
 
 
 def test_what_does_not_run_makes_room_for_the_next(host: type[Stub], tmp_path: Path) -> None:
