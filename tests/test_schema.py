@@ -160,7 +160,8 @@ def surface(name: str, more: str) -> str:
 
 
 def test_surfaces_as_a_file_says_them(tmp_path: Path) -> None:
-    hooks = 'hooks = { "lsm/a" = "one", "fexit/b" = "two" }\nbefore = { "lsm/c" = "three" }\nparts = ["p", "q"]\noptional = ["lsm/c"]'
+    hooks = 'hooks = { "lsm/a" = "one", "fexit/b" = "two" }\nbefore = { "lsm/c" = "three" }\n'
+    hooks += 'parts = ["p", "q"]\noptional = ["lsm/c"]'
     more = field("x") + surface("lsm", hooks) + surface("perf", 'without = ["x"]\nblind = "much"')
     schema = load(folder(tmp_path, {"one": good(more=more)}))["one"]
     first, second = schema.surfaces
