@@ -20,7 +20,7 @@ run:
 	@config/run.sh $(if $(DURATION),--duration $(DURATION)) $(ARGS)
 
 #> make test         every check and every test on this kernel [ARGS='...' for pytest]
-test: lint
+test: lint vm-kernels
 	@.venv/bin/pytest $(ARGS)
 	@echo "not run: make vm-test (the same live tests inside Debian's kernels, half an hour of emulation)"
 

@@ -8,6 +8,8 @@ here=$(pwd -P)
 
 # The last three are for the tests: a reader of Kafka that is not ours, and a compiler for small programs.
 packages=(python3-venv python3-bpfcc bpftool kcat gcc libc6-dev)
+# Beside it the audit tests listen; it starts a daemon, so nobody gets it unasked.
+[[ ${CI:-} != true ]] || packages+=(auditd)
 # The emulator, the shell of its first moments, and what takes a kernel apart. Nothing but tests/vm needs them.
 machine_packages=(qemu-system-x86 busybox-static kmod binutils xz-utils zstd)
 # Debian's own interpreter, because bcc is Debian's package for it.

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.kernel.btf import VMLINUX, Btf, Place, running
+from tests.absent import absent
 from tests.btf_types import encoded
 from tests.live.host import need_kernel
 from tests.vm.kernels import MATRIX
@@ -155,7 +156,7 @@ def kernels() -> list[Path]:
 def test_a_whole_kernel_as_bpftool_lists_it(path: Path) -> None:
     """Every field of every struct, every tracepoint, and functions by the hundred."""
     if not path.exists():
-        pytest.skip(f"{path} is not here: python -m tests.vm fetch {path.parent.name}")
+        absent(f"no {path}: make vm-kernels")
     listed = json.loads(subprocess.check_output(["bpftool", "-j", "btf", "dump", "file", str(path)]))["types"]
     types = {entry["id"]: entry for entry in listed}
     btf = Btf(path.read_bytes())

@@ -19,6 +19,7 @@ import pytest
 
 from pipeline.audit_types import TEST, USER_AVC
 from pipeline.kernel import netlink
+from tests.absent import absent
 from tests.live.audit_rules import ARCH, FILTERKEY, KEY, PPID, X86_64, auditing, rule
 from tests.live.compare import Within, cannot, same, who
 from tests.live.run import Live, Record, eventually
@@ -243,7 +244,7 @@ def test_the_books_say_what_was_received(live: Live) -> None:
 def test_beside_auditd(live: Live, tmp_path: Path) -> None:
     """It keeps its socket, and its log, read by ausearch, says what our records say."""
     if not shutil.which("auditd") or not shutil.which("ausearch"):
-        pytest.skip("NOT TESTED: beside auditd: the package auditd is not here")
+        absent("beside auditd: the package auditd is not here")
     if netlink.status().pid:
         pytest.skip("NOT TESTED: beside auditd: somebody's own is running")
     log = tmp_path / "audit.log"

@@ -1,6 +1,6 @@
 """The kernels of the matrix: Debian's own, fetched once by apt into .vm/NAME and unpacked there.
 
-    apt, with a state folder of its own → the newest packages of a suite → dpkg -x → /lib/modules, depmod
+apt, with a state folder of its own → the newest packages of a suite → dpkg -x → /lib/modules, depmod
 """
 
 from __future__ import annotations
