@@ -59,6 +59,16 @@ static __always_inline struct mapping *mapping_now(u32 kind)
     return found;
 }
 
+// What an LSM hook knows of it.
+static __always_inline void mapping_tell(struct mapping *mapping, u64 prot, u64 file)
+{
+    mapping->told = 1;
+    mapping->prot = prot;
+    mapping->place.dentry = 0;
+    if (file)
+        place_of(&mapping->place, file);
+}
+
 // The same at its end. NULL: the LSM hook was not there.
 static __always_inline struct mapping *mapping_close(u32 kind)
 {

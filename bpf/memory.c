@@ -86,12 +86,8 @@ PROGRAM(mmap_told)
     struct mapping *mapping = mapping_now(KIND_mmap);
     if (!mapping)
         return 0;
-    mapping->told = 1;
-    mapping->prot = prot;
     mapping->flags = flags;
-    mapping->place.dentry = 0;
-    if (file)
-        place_of(&mapping->place, file);
+    mapping_tell(mapping, prot, file);
     return 0;
 }
 
@@ -232,13 +228,8 @@ PROGRAM(mprotect_told)
     struct mapping *mapping = mapping_now(KIND_mprotect);
     if (!mapping || mapping->told)
         return 0;
-    u64 file = LOAD(vm_area_struct, vm_file, vma);
-    mapping->told = 1;
-    mapping->prot = prot;
     mapping->old_prot = old_prot;
-    mapping->place.dentry = 0;
-    if (file)
-        place_of(&mapping->place, file);
+    mapping_tell(mapping, prot, LOAD(vm_area_struct, vm_file, vma));
     return 0;
 }
 

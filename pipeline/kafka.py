@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from pipeline.errors import UserError
 from pipeline.place import Kafka
@@ -26,6 +27,7 @@ __all__ = [
     "ensure",
     "explain",
     "is_committed",
+    "patiently",
     "present",
     "producer",
     "settings",
@@ -37,6 +39,11 @@ OVERHEAD: Final = 1024
 """Bytes that Kafka wraps around a record alone in its batch, key included, rounded up."""
 USUAL_LIMIT: Final = 1_048_588
 """max.message.bytes of a topic that does not say, where we may not ask."""
+SETTLING: Final = (
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+)
 KEPT: Final = (
     "acks",
     "request.required.acks",
@@ -97,6 +104,21 @@ def clear(address: str) -> Iterator[None]:
         error = exception.args[0]
         kind = BrokerError if error.code() in REMEDIES else AwayError
         raise kind(explain(error, address)) from None
+
+
+def _is_settling(exception: BaseException) -> bool:
+    return isinstance(exception, KafkaException) and exception.args[0].code() in SETTLING
+
+
+patiently: Final = Retrying(
+    retry=retry_if_exception(_is_settling),
+    wait=wait_fixed(0.05),
+    stop=stop_after_delay(PATIENCE),
+    reraise=True,
+)
+"""Calls a function that asks about a topic. One that was made just now is not known to every broker yet, or
+has no leader: then it is asked again, for a while.
+"""
 
 
 def settings(place: Kafka, properties: Mapping[str, Any], **own: Any) -> dict[str, Any]:
@@ -203,9 +225,15 @@ def is_committed(place: Kafka, properties: Mapping[str, Any]) -> bool:
     ends = []
     for isolation in (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED):
         with clear(place.address):
-            futures = client.list_offsets(latest, isolation_level=isolation)
-            ends.append([future.result(timeout=30).offset for future in futures.values()])
+            ends.append(patiently(_ends, client, latest, isolation))
     return ends[0] == ends[1]
+
+
+def _ends(
+    client: AdminClient, asked: dict[TopicPartition, OffsetSpec], isolation: IsolationLevel
+) -> list[int]:
+    futures = client.list_offsets(asked, isolation_level=isolation)
+    return [future.result(timeout=30).offset for future in futures.values()]
 
 
 def _no_topic(
@@ -224,10 +252,14 @@ def _no_topic(
 def _limits(client: AdminClient, topics: Iterable[str]) -> dict[str, int]:
     """Topic → the largest batch it takes, in bytes."""
     limits = {}
-    asked = client.describe_configs([ConfigResource(ResourceType.TOPIC, name) for name in topics])
-    for resource, future in asked.items():
+    for name in topics:
         try:
-            limits[resource.name] = int(future.result(timeout=30)["max.message.bytes"].value)
+            limits[name] = patiently(_limit, client, name)
         except KafkaException:  # we may write to it and not look at it
-            limits[resource.name] = USUAL_LIMIT
+            limits[name] = USUAL_LIMIT
     return limits
+
+
+def _limit(client: AdminClient, topic: str) -> int:
+    (future,) = client.describe_configs([ConfigResource(ResourceType.TOPIC, topic)]).values()
+    return int(future.result(timeout=30)["max.message.bytes"].value)

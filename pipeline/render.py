@@ -34,6 +34,8 @@ KIND_STYLES: Final = {
     "bpf_load": "bold magenta",
     "kernel_text": "bold magenta",
 }
+MEASURED: Final = 4
+"""Characters per column that are looked at: accents take none of their own."""
 MARK: Final = "bold black on yellow"
 
 
@@ -112,8 +114,7 @@ def _cut(parts: Iterable[Part], room: int) -> Iterator[Part]:
     kept: list[Part] = []
     used = 0
     for text, style in parts:
-        # A column shows at least one character, so what is longer need not be measured.
-        wide = cell_len(text[: room + 1])
+        wide = _wide(text, room)
         if used + wide > room:
             kept.append((text, style))
             yield from _shorten(kept, room - len(CUT))
@@ -126,9 +127,14 @@ def _cut(parts: Iterable[Part], room: int) -> Iterator[Part]:
 
 def _shorten(parts: Iterable[Part], room: int) -> Iterator[Part]:
     for text, style in parts:
-        wide = cell_len(text[: room + 1])
+        wide = _wide(text, room)
         if wide > room:
-            yield set_cell_size(text[: room + 1], room), style
+            yield set_cell_size(text[: MEASURED * room], room), style
             return
         yield text, style
         room -= wide
+
+
+def _wide(text: str, room: int) -> int:
+    """Columns of a text. What could fill `room` many times is said to be too wide, and not measured."""
+    return cell_len(text) if len(text) <= MEASURED * room else room + 1

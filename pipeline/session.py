@@ -58,9 +58,7 @@ async def run(config: Config, *, say: Say) -> int:
         plain = _remove(config, manifest) if ours and finished else books.of_state(config.state)
     _tell(config, plain, say)
     if not finished:
-        say(
-            "ended before everything was safe: probes stay attached, the next run goes on from here"
-        )
+        say("ended before everything was safe: probes stay attached, the next run goes on from here")
     return 0 if finished and plain["balanced"] else 1
 
 
@@ -81,9 +79,7 @@ def detach(config: Config, say: Say) -> bool:
         plain = _remove(config, manifest)
     unread = sum(row["count"] for row in plain["losses"] if row["reason"] == "detached")
     if unread:
-        say(
-            f"{unread:,} events were still in the rings and are lost; a `run` before `detach` takes them"
-        )
+        say(f"{unread:,} events were still in the rings and are lost; a `run` before `detach` takes them")
     return True
 
 

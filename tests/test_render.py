@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
@@ -222,6 +222,7 @@ def test_arguments_show_where_they_begin_and_end() -> None:
 
 
 @given(st.integers(60, 200), st.lists(st.text(max_size=40), max_size=20))
+@example(60, ["\u0300" + "x" * 30])
 def test_a_line_fits_its_terminal(width: int, argv: list[str]) -> None:
     shown = text(exec_record(list(argv)), width)
     fixed = cell_len(text(exec_record(None)).removesuffix("/usr/bin/ls"))

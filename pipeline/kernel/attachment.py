@@ -205,7 +205,7 @@ class Attachment:
 
     def who(self) -> Who:
         """Tells who a pid was, where sources of the pipeline's own were chosen."""
-        return Who(bpf.get(Path(self.manifest.pins) / "map_pids"), self._identities)
+        return Who(bpf.get(Path(self.manifest.pins) / "map_pids"), self._identities, os.getpid())
 
     def source_books(self, ring: int) -> dict[str, int]:
         """What the row of such a ring counts besides (layout.OWN_COUNTERS); nothing for others."""

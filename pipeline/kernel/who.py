@@ -107,9 +107,9 @@ class _Look(NamedTuple):
 class Who:
     """Call it for fields of the common block (schemas/common.toml)."""
 
-    def __init__(self, pids: int, identities: int) -> None:
-        """Descriptors of the kernel's maps."""
-        self._pids, self._identities = pids, identities
+    def __init__(self, pids: int, identities: int, own: int = 0) -> None:
+        """Descriptors of the kernel's maps, and the pipeline's own pid."""
+        self._pids, self._identities, self._own = pids, identities, own
         self._cgroups = cgroup_known()
         self._looks: dict[int, _Look] = {}
 
@@ -120,6 +120,8 @@ class Who:
         values: Values = {"pid": pid, "tid": tid or pid}
         if not pid:
             return values
+        if pid == self._own:  # before any look at it: that could be what the next record is about
+            return None
         look = self._look(pid, when)
         known, living = look.runs.known, look.living
         start = known.start if known else living.start * TICK if living else when + 1

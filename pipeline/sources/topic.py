@@ -17,7 +17,7 @@ from typing import Any, Final
 import trio
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
-from pipeline.kafka import REMEDIES, AwayError, BrokerError, clear, explain, present, settings
+from pipeline.kafka import REMEDIES, AwayError, BrokerError, clear, explain, patiently, present, settings
 from pipeline.place import Kafka
 from pipeline.sources.source import Picked, Record, Window
 
@@ -126,14 +126,13 @@ class _Reading:
     def _by_time(self, names: list[TopicPartition], since: int) -> dict[str, int]:
         """(topic/partition) → the first offset whose stamp is not before; every earlier record is too old."""
         asked = [TopicPartition(n.topic, n.partition, since // 1_000_000) for n in names]
-        return {
-            f"{n.topic}/{n.partition}": n.offset for n in self._consumer.offsets_for_times(asked, TIMEOUT)
-        }
+        found = patiently(self._consumer.offsets_for_times, asked, TIMEOUT)
+        return {f"{n.topic}/{n.partition}": n.offset for n in found}
 
     def _partition(
         self, place: Kafka, name: TopicPartition, window: Window, starts: Mapping[str, int] | None
     ) -> Partition:
-        low, end = self._consumer.get_watermark_offsets(name, TIMEOUT)
+        low, end = patiently(self._consumer.get_watermark_offsets, name, TIMEOUT)
         start = low
         if starts is not None:
             found = starts[f"{name.topic}/{name.partition}"]

@@ -118,6 +118,13 @@ def test_what_an_exec_may_have_changed_is_not_told_of_before(maps: Maps, who: Wh
     assert after["uid"] == 0
 
 
+def test_the_pipeline_does_not_look_at_itself(maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look can be a record of its own, which would ask for the next."""
+    monkeypatch.setattr(os, "open", lambda *_: pytest.fail("it looked at /proc"))
+    assert Who(PIDS, IDENTITIES, os.getpid())(os.getpid(), boottime()) is None
+    assert not maps.asked
+
+
 def test_a_record_from_before_the_start_is_of_somebody_else(maps: Maps, who: Who) -> None:
     maps.know(GONE)
     assert who(GONE, 99 * SECOND) == {"pid": GONE, "tid": GONE}

@@ -71,8 +71,7 @@ def symbols() -> list[tuple[int, str]]:
 def test_a_program_that_is_loaded_and_freed(live: Live) -> None:
     live.need("bpf_load", "bpf_unload")
     with loaded("witness") as (_, said):
-        pass
-    record = live.only("bpf_load", program_id=said["id"])
+        record = live.only("bpf_load", program_id=said["id"])
     expected = {
         **as_shown(said),
         "program_type": bpf.RAW_TRACEPOINT,
@@ -82,6 +81,18 @@ def test_a_program_that_is_loaded_and_freed(live: Live) -> None:
     same(record, expected)
     same(record, who())
     same(live.only("bpf_unload", program_id=said["id"]), expected)
+
+
+def test_a_program_that_is_gone_at_once(live: Live) -> None:
+    """perf gives its id and tag alone: the rest is asked of the program, if it is still there."""
+    live.need("bpf_load")
+    with loaded("witness") as (_, said):
+        pass
+    record = live.only("bpf_load", program_id=said["id"])
+    assert record["tag"] == said["tag"]
+    assert record["name"] in (said["name"], None)
+    assert (record["name"] is None) == (record.get("unsettled", {}).get("name", {}).get("state") == "fault")
+    assert record["instructions"] in (said["bytes_xlated"] // 8, None)
 
 
 def test_a_program_that_is_made_for_a_function_of_the_kernel(live: Live) -> None:
