@@ -48,6 +48,9 @@ PROPERTIES: Final = {
     "auto.create.topics.enable": "false",
     "message.max.bytes": str(LARGEST_BATCH),
     "replica.fetch.max.bytes": str(LARGEST_BATCH),
+    # Time is the events' own: what is replayed from last month would be deleted within minutes.
+    "log.retention.ms": "-1",
+    "log.retention.bytes": str(4 << 30),
     # There is one node: nothing can have a second copy.
     "offsets.topic.replication.factor": "1",
     "transaction.state.log.replication.factor": "1",
