@@ -302,7 +302,8 @@ async def test_a_deleted_topic_is_made_again(place: Kafka, tmp_path: Path) -> No
     async with subject.running():
         await subject.send(stream(5, 100))
         await until(lambda: subject.acknowledged() == 500)
-        client, topic = AdminClient({"bootstrap.servers": place.address, "log_level": 0}), place.topic("process")
+        client = AdminClient({"bootstrap.servers": place.address, "log_level": 0})
+        topic = place.topic("process")
         await trio.to_thread.run_sync(client.delete_topics([topic])[topic].result)
         # The answer comes before the topic is gone: what is written until then is acknowledged.
         await until(lambda: topic not in client.list_topics(timeout=5).topics)
