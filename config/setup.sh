@@ -1,5 +1,5 @@
 #!/bin/bash
-# Installs what promissory needs: Debian packages, a virtual environment in .venv, Apache Kafka in .kafka.
+# Installs what promissory needs: Debian packages, its user, a virtual environment in .venv, Apache Kafka in .kafka.
 # What is there already is left alone, so a second call only looks. It speaks on stderr.
 # `setup.sh vm`: what the tests in virtual machines need, too.
 set -euo pipefail
@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 here=$(pwd -P)
 
 # The last three are for the tests: a reader of Kafka that is not ours, and a compiler for small programs.
-packages=(python3-venv python3-bpfcc bpftool kcat gcc libc6-dev)
+packages=(python3-venv python3-bpfcc python3-cap-ng python3-seccomp bpftool kcat gcc libc6-dev)
 # Beside it the audit tests listen; it starts a daemon, so nobody gets it unasked.
 [[ ${CI:-} != true ]] || packages+=(auditd)
 # The emulator, the shell of its first moments, and what takes a kernel apart. Nothing but tests/vm needs them.
@@ -40,6 +40,11 @@ missing_packages() {
         [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || echo "$package"
     done
 }
+
+# As whom the pipeline runs.
+user=promissory
+has_user() { getent passwd $user >/dev/null; }
+make_user() { useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin $user; }
 
 updated=
 apt_install() {
@@ -117,7 +122,7 @@ if ! command -v dpkg-query >/dev/null; then
     exit 1
 fi
 missing=$(missing_packages "${packages[@]}")
-if [[ -z $missing ]] && venv_is_ready && { was_refused "$no_kafka" || kafka_is_ready; } &&
+if [[ -z $missing ]] && has_user && venv_is_ready && { was_refused "$no_kafka" || kafka_is_ready; } &&
     { machines_are_ready || ((EUID != 0)); }; then
     exit 0
 fi
@@ -133,6 +138,7 @@ flock -n 9 || { say "waiting for another one to end" && flock 9; }
 missing=$(missing_packages "${packages[@]}")
 # shellcheck disable=SC2086  # a list of words
 [[ -z $missing ]] || step "Debian packages: ${missing//$'\n'/ }" apt_install $missing
+has_user || step "user $user" make_user
 venv_is_ready || make_venv
 was_refused "$no_kafka" || kafka_is_ready || get_kafka || true
 machines_are_ready || get_machines

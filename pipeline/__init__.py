@@ -1,5 +1,11 @@
 """promissory: a Linux fleet's security-audit events, from the kernel to Kafka, with the books to prove it."""
 
+import os
+
 __all__ = ["__version__"]
 
 __version__ = "0.1.0"
+
+# No threads for linear algebra, of which there is none: one that starts with numpy would keep its capability
+# bounding set (privilege.py).
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

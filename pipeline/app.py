@@ -66,11 +66,20 @@ class Pipeline:
     """The parts of one run, and who holds what."""
 
     def __init__(
-        self, config: Config, target: place.Place, manifest: Manifest, judge: Judge | None, say: Say
+        self,
+        config: Config,
+        target: place.Place,
+        manifest: Manifest,
+        judge: Judge | None,
+        say: Say,
+        drop: Callable[[], None] = lambda: None,
     ) -> None:
+        """`drop` gives up the privileges that feeds are opened with."""
         self._config, self._manifest, self._say = config, manifest, say
         self._attachment = Attachment(manifest)
         self._attachment.know(ourselves())
+        self._feeds = self._make_feeds()
+        drop()
         self._store = _store(config, target, manifest, say)
         # What an earlier run of this attachment left in other places counts on.
         parked = [store for store in books.stores(manifest) if store.path != self._store.path]
@@ -89,7 +98,6 @@ class Pipeline:
             ring.release(ring.position)
         self._sink = self._make_sink(target)
         self._view = None if config.quiet or isinstance(target, place.Stdout) else View(console())
-        self._feeds = self._make_feeds()
         self._source = Rings(self._rings, self._attachment.descriptors, Clock(), feeds=self._feeds)
         self._stages = self._make_stages(judge)
         self._holders: list[Holder] = []

@@ -27,7 +27,17 @@ from pipeline.ledger import Books, Statement, Tally, add, zeros
 from pipeline.sinks.checkpoint import restore
 from pipeline.store import LOG, OUTBOX, Outcome, Store
 
-__all__ = ["Holder", "Parked", "answer", "close", "compute", "of_state", "stored_books", "stores"]
+__all__ = [
+    "Holder",
+    "Parked",
+    "answer",
+    "close",
+    "compute",
+    "left_behind",
+    "of_state",
+    "stored_books",
+    "stores",
+]
 
 SOCKET: Final = "control.sock"
 FILE: Final = "ledger.json"
@@ -108,7 +118,15 @@ def stored_books(attachment: Attachment, *stores: Store) -> Books:
 
 def of_state(state: Path) -> dict[str, Any]:
     """The statement of a state folder, from wherever it can be had; UserError if nothing ever ran there."""
-    return ask(state) or _left_behind(state) or _last(state)
+    plain = ask(state)
+    if plain is None and (manifest := Manifest.read(state)):
+        plain = left_behind(manifest)
+    return plain or _last(state)
+
+
+def left_behind(manifest: Manifest) -> dict[str, Any]:
+    """The statement of an attachment over which no pipeline runs."""
+    return _offline(manifest).to_plain()
 
 
 def leave(state: Path, plain: Mapping[str, Any]) -> None:
@@ -177,13 +195,6 @@ def _address(path: Path) -> Iterator[str]:
 
 
 # ---- what is left
-
-
-def _left_behind(state: Path) -> dict[str, Any] | None:
-    manifest = Manifest.read(state)
-    if manifest is None:
-        return None
-    return _offline(manifest).to_plain()
 
 
 def _offline(manifest: Manifest, unread_is_lost: bool = False) -> Statement:

@@ -150,6 +150,8 @@ class Config(Table):
     """A PLACE as place.py reads it; None: the local log in `state`."""
     state: Path = Path("/var/lib/promissory")
     pins: Path = Path("/sys/fs/bpf/promissory")
+    user: Annotated[str, Field(min_length=1)] = "promissory"
+    """Whom the pipeline runs as."""
     events: Events = ()
     """Kinds to report; `all`: what the host can give at any price; empty: every kind whose surface costs
     nothing to those who do not ask."""
@@ -171,7 +173,7 @@ class Config(Table):
     log: Store = Store()
     topic: Topic = Topic()
     host: HostNames = HostNames()
-    kafka: Properties = Field(default_factory=dict)
+    kafka: Properties = Field(default_factory=dict, repr=False)
     """librdkafka's own properties, by their names."""
 
     def names(self, kind: str) -> bool:

@@ -1,6 +1,8 @@
 """One `promissory run` from beginning to end: what is attached, who else runs, the pipeline, the last
 statement.
 
+    attach → privileges dropped (privilege.py) → pipeline (app.py) → last statement
+
 A run that found nothing attached attaches, and detaches at a clean end; one that found probes attached takes
 up where the last one stopped, and leaves them attached.
 """
@@ -12,12 +14,12 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import trio
-
-from pipeline import books, place
+from pipeline import books, place, privilege
 from pipeline.app import Pipeline, Say
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -36,14 +38,22 @@ HOOK: Final = re.compile(r"^\w+/\w+: ")
 
 async def run(config: Config, *, say: Say) -> int:
     """Run until the duration is over or a signal comes; print the ledger; return the exit status."""
-    judge = Judge(config.filter, say) if config.filter else None
     target = place.parse(config.to) if config.to else place.Folder(config.state)
+    user = privilege.find(config.user)
+    folders = {config.state, target.path} if isinstance(target, place.Folder) else {config.state}
+    for folder in folders:
+        privilege.own(folder, user)
     with _alone(config.state):
-        manifest, ours = await _attached(config, say)
+        manifest, ours = _attached(config, say)
         for text in absent(manifest):
             say(text)
         try:
-            pipeline = Pipeline(config, target, manifest, judge, say)
+            privilege.confine()
+            privilege.give(user, config.pins, folders)
+            config = config.model_copy(update={"pins": privilege.reach(config.pins)})
+            manifest = replace(manifest, pins=str(config.pins))
+            judge = Judge(config.filter, say) if config.filter else None
+            pipeline = Pipeline(config, target, manifest, judge, say, partial(privilege.drop, user))
             await pipeline.open()
         except BaseException:
             if ours:  # nothing half-attached is left behind
@@ -55,7 +65,7 @@ async def run(config: Config, *, say: Say) -> int:
             if ours:  # nobody reads standard output any more
                 _remove(config, manifest)
             raise
-        plain = _remove(config, manifest) if ours and finished else books.of_state(config.state)
+        plain = _remove(config, manifest) if ours and finished else books.left_behind(manifest)
     _tell(config, plain, say)
     if not finished:
         say("ended before everything was safe: probes stay attached, the next run goes on from here")
@@ -107,8 +117,10 @@ def _remove(config: Config, manifest: Manifest) -> dict[str, Any]:
         attachment.detach(config)
 
 
-async def _attached(config: Config, say: Say) -> tuple[Manifest, bool]:
-    """What is attached, and whether that was done just now and for this run alone."""
+def _attached(config: Config, say: Say) -> tuple[Manifest, bool]:
+    """What is attached, and whether that was done just now and for this run alone. In this thread: another
+    one would keep capabilities (privilege.py).
+    """
     manifest = Manifest.read(config.state)
     if manifest is None:
         if attachment.is_attached(config):
@@ -117,7 +129,7 @@ async def _attached(config: Config, say: Say) -> tuple[Manifest, bool]:
                 "name it with --state, or remove them with `promissory detach`"
             )
         say("attaching …")
-        return await trio.to_thread.run_sync(attachment.attach, config, attachment.ourselves()), True
+        return attachment.attach(config, attachment.ourselves()), True
     if manifest.kinds != wanted(config):
         say(f"taking up what is attached: {', '.join(manifest.kinds)}; to change it: promissory detach")
     return manifest, False

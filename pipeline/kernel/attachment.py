@@ -92,8 +92,8 @@ def detach(config: Config) -> bool:
     for path in ours if there else ():
         path.unlink()
     if there:
-        with contextlib.suppress(OSError):  # something of somebody else's is in it
-            config.pins.rmdir()
+        with contextlib.suppress(OSError):  # something of others' is in it, or bpffs is root's alone
+            config.pins.resolve().rmdir()
     for name in (FILE, PROC_FILE):
         (config.state / name).unlink(missing_ok=True)
     return there
@@ -105,7 +105,9 @@ def ourselves() -> Identity:
 
 
 def _loader(what: str, config: Config, pipeline: Identity | None) -> str:
-    request = {"config": config.model_dump(mode="json"), "pipeline": pipeline.plain() if pipeline else None}
+    # The table `kafka` may hold secrets, and is none of the loader's business.
+    plain = config.model_dump(mode="json", exclude={"kafka"})
+    request = {"config": plain, "pipeline": pipeline.plain() if pipeline else None}
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.kernel.loader", what],
         input=json.dumps(request),

@@ -219,7 +219,7 @@ class Loader:
 
     def _pin(self, attempt: Attempt) -> None:
         folder = self.config.pins
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(PIPELINE_ONLY)
         try:
             for name, fd in attempt.pinned.items():

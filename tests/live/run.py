@@ -92,6 +92,8 @@ class Live:
 
     def __post_init__(self) -> None:
         self.log = Log(self.state)
+        # Not in the state folder: that is the pipeline's user's.
+        self._output = self.state.with_suffix(".output")
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a promissory command to its end."""
@@ -106,8 +108,7 @@ class Live:
 
     def start(self, *flags: str, events: str = ALL) -> None:
         """Begin `run`, and wait until it answers for its ledger."""
-        self.state.mkdir(parents=True, exist_ok=True)
-        with (self.state / "output").open("ab") as output:
+        with self._output.open("ab") as output:
             self.process = subprocess.Popen(
                 [*COMMAND, "run", "--state", str(self.state), "--events", events, "--quiet", *flags],
                 env=self._environment(),
@@ -165,7 +166,7 @@ class Live:
 
     def said(self) -> str:
         """What `run` wrote."""
-        return (self.state / "output").read_text(errors="replace")
+        return self._output.read_text(errors="replace")
 
     def need(self, *kinds: str) -> None:
         """Skip a test where this host gives none of these kinds."""
