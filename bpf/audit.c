@@ -17,8 +17,9 @@ static __always_inline void record_send(struct books *book, struct settings *set
     void *data = (void *)READ(sk_buff, data, skb);
     u64 size = READ(sk_buff, len, skb) - RECORD_HEADER, sequence;
     u32 ring = RECORDS;
+    void *space = rings.lookup(&ring);
     count(kind->attempted);
-    struct chunk *chunk = chunk_reserve(book, ring, &sequence);
+    struct chunk *chunk = chunk_reserve(book, space, 1, &sequence);
     if (!chunk) {
         count(kind->lost_full);
         return;
@@ -45,7 +46,7 @@ static __always_inline void record_send(struct books *book, struct settings *set
     for (u32 part = 1; part < RECORD_PARTS; part++) {
         if (part >= parts)
             break;
-        chunk = chunk_reserve(book, ring, &sequence);
+        chunk = chunk_reserve(book, space, 1, &sequence);
         if (!chunk)
             break; // Linux 6.1 follows every way through a loop that goes on
         u64 at = (part - 1) * PAYLOAD;

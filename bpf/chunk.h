@@ -14,6 +14,7 @@ struct kind_books {
     u64 lost_full;      // their head found no space in the ring
     u64 lost_call;      // a tail call before the head fell through
     u64 lost_slot;      // no scratch memory: too many runs overlapped
+    u64 lost_budget;    // their group had taken its share of a ring that is nearly full (budget.h)
     u64 expired;        // joins of two hooks whose second half never came
     u64 filtered_self;  // caused by the pipeline itself (I8)
     u64 filtered_test;  // caused by the loader's self-test
@@ -27,7 +28,7 @@ struct books {
     u64 start;          // microseconds since boot when the ring was made
     u64 drops;          // attempts that found no space, or no ring
     u64 no_ring;        // of those: no ring for this CPU
-    u64 hidden;         // ids given to execs that a filter hid
+    u64 hidden;         // ids given to execs that a filter hid or the budget refused
     u64 identity_full;  // processes that found no place in `identities`
     u64 cut_calls;      // events cut short because a tail call fell through
     u64 joins;          // open joins of two hooks; 0 when nothing is under way
@@ -37,6 +38,8 @@ struct books {
 // What can change while programs stay attached. One row, written by the loader.
 struct settings {
     u64 kinds;          // bit n: events of kind n are asked for
+    u64 open;           // bytes of a CPU's ring that any chunk may fill; the rest is kept (budget.h)
+    u64 share;          // 1/1024ths of what is free of the rest that one group may have; 0: all of it
     u32 environment;    // 0: the environment is not read
     u32 by_uid;         // 1: only uids in `uids`
     u32 by_cgroup;      // 1: only cgroups in `cgroups`
@@ -55,46 +58,32 @@ BPF_ARRAY(settings, struct settings, 1);
 
 #define CUT 1
 #define CAPPED 2
+#define STRIDE (sizeof(struct chunk) + 8) // with the kernel's own header
 #define EVENT_ID(ring, sequence) ((u64)(ring) << 52 | (sequence))
 
 #define count(counter) __sync_fetch_and_add(&(counter), 1)
 
-// Room for one chunk, numbered and timed. NULL: no space; the number is used up and the drop counted.
-static __always_inline struct chunk *chunk_reserve(struct books *book, u32 ring, u64 *sequence)
+// An id that no chunk has, for an exec that nobody will hear of.
+static __always_inline u64 hidden_id(struct books *book, u32 ring)
+{
+    u64 hidden = __sync_fetch_and_add(&book->hidden, 1);
+    return HIDDEN | EVENT_ID(ring, hidden);
+}
+
+// Room for one chunk in a ring, numbered and timed. NULL: no ring, no space, or it may not have it; the number is used up and the
+// drop counted.
+static __always_inline struct chunk *chunk_reserve(struct books *book, void *space, int may, u64 *sequence)
 {
     *sequence = __sync_fetch_and_add(&book->sequence, 1);
-    void *space = rings.lookup(&ring);
-    if (!space) {
+    if (!space)
         count(book->no_ring);
-        count(book->drops);
-        return 0;
-    }
-    struct chunk *chunk = bpf_ringbuf_reserve(space, sizeof(struct chunk), 0);
+    struct chunk *chunk = space && may ? bpf_ringbuf_reserve(space, sizeof(struct chunk), 0) : 0;
     if (!chunk) {
         count(book->drops);
         return 0;
     }
     chunk->sequence = *sequence;
     chunk->time = bpf_ktime_get_boot_ns();
-    return chunk;
-}
-
-// Room for the head of an event without data beyond it. NULL: the event is lost, and booked.
-static __always_inline struct chunk *head_reserve(struct books *book, struct kind_books *kind, u32 ring, u16 number)
-{
-    u64 sequence;
-    struct chunk *chunk = chunk_reserve(book, ring, &sequence);
-    if (!chunk) {
-        count(kind->lost_full);
-        return 0;
-    }
-    chunk->id = EVENT_ID(ring, sequence);
-    chunk->part = 0;
-    chunk->parts = 1;
-    chunk->kind = number;
-    chunk->size = 0;
-    chunk->flags = 0;
-    chunk->faults = 0;
     return chunk;
 }
 

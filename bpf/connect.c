@@ -95,7 +95,8 @@ static __always_inline void follow(struct event *event, u64 sk, void *socket, u6
         done_lost(event);
 }
 
-static __always_inline void done_event(struct books *book, u32 ring, struct connecting *connecting, u64 sk, u32 error)
+static __always_inline void done_event(struct settings *set, struct books *book, u32 ring,
+                                       struct connecting *connecting, u64 sk, u32 error)
 {
     struct kind_books *kind = &book->kinds[KIND_connect_done];
     count(kind->attempted);
@@ -103,7 +104,7 @@ static __always_inline void done_event(struct books *book, u32 ring, struct conn
         count(kind->filtered_test);
         return;
     }
-    struct chunk *chunk = head_reserve(book, kind, ring, KIND_connect_done);
+    struct chunk *chunk = head_reserve(set, book, kind, ring, KIND_connect_done);
     if (!chunk)
         return;
     struct payload_connect_done *head = &chunk->connect_done;
@@ -145,9 +146,10 @@ PROGRAM(connect_changed)
 {
     u64 sk = ctx->args[0];
     int before = ctx->args[1], after = ctx->args[2];
-    u32 ring = bpf_get_smp_processor_id();
+    u32 ring = bpf_get_smp_processor_id(), zero = 0;
     struct books *book = books.lookup(&ring);
-    if (!book)
+    struct settings *set = settings.lookup(&zero);
+    if (!book || !set)
         return 0;
 #ifdef WITH_connect_sys_exit
     if (after == TCP_SYN_SENT && is_called(sk)) {
@@ -168,7 +170,7 @@ PROGRAM(connect_changed)
     if (__sync_val_compare_and_swap(&connecting->phase, CALLING, OVER) == CALLING)
         return 0;
 #endif
-    done_event(book, ring, connecting, sk, error);
+    done_event(set, book, ring, connecting, sk, error);
     connecting_end(book, sk);
     return 0;
 }
@@ -294,7 +296,7 @@ static __always_inline void call_end(struct event *event, u64 sk, void *socket, 
         connecting_fill(connecting, event, inode_of(socket), id);
         if (__sync_val_compare_and_swap(&connecting->phase, CALLING, FOLLOWED) == CALLING)
             return;
-        done_event(event->book, event->ring, connecting, sk, connecting->error);
+        done_event(event->set, event->book, event->ring, connecting, sk, connecting->error);
     }
     connecting_end(event->book, sk);
 }

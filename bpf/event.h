@@ -41,7 +41,7 @@ static __always_inline struct chunk *event_reserve(struct event *event, u16 numb
 {
     if (!wanted(event->set, event->kind, number, event_flags(event)))
         return 0;
-    struct chunk *chunk = head_reserve(event->book, event->kind, event->ring, number);
+    struct chunk *chunk = head_reserve(event->set, event->book, event->kind, event->ring, number);
     if (chunk)
         fill_common(&chunk->common, event->set, event->task, event->leader, event->self);
     return chunk;

@@ -51,9 +51,9 @@ static __always_inline u64 script_inode(void *task, void *bprm)
 // What an exec that nobody will hear of runs under: an id that no chunk has.
 static __always_inline void remember_hidden(struct books *book, struct identity_key *key, u32 ring, u64 flags)
 {
-    u64 hidden = __sync_fetch_and_add(&book->hidden, 1);
-    remember(book, key, HIDDEN | EVENT_ID(ring, hidden), flags);
-    know_exec(HIDDEN | EVENT_ID(ring, hidden), flags);
+    u64 id = hidden_id(book, ring);
+    remember(book, key, id, flags);
+    know_exec(id, flags);
 }
 
 // A tail call before the head fell through.
@@ -205,7 +205,7 @@ PROGRAM(exec_emit)
     if (s->faults)
         head->environment.have = 0;
     stream->kind = KIND_exec;
-    int sent = head_send(stream, book, kind, ring, head, s->buffer, EXEC_BUFFER, ROOM_exec, s->faults);
+    int sent = head_send(stream, set, book, kind, ring, head, s->buffer, EXEC_BUFFER, ROOM_exec, s->faults);
     struct identity_key key = {.start = head->start / TICK, .pid = head->pid};
     remember(book, &key, stream->id, s->flags);
     know_exec(stream->id, s->flags);

@@ -271,10 +271,11 @@ PROGRAM(failed_strings)
 
 PROGRAM(failed_emit)
 {
-    u32 ring = bpf_get_smp_processor_id();
+    u32 ring = bpf_get_smp_processor_id(), zero = 0;
     struct books *book = books.lookup(&ring);
+    struct settings *set = settings.lookup(&zero);
     struct failed_scratch *s = failed_scratches.lookup(&ring);
-    if (!book || !s || !failed_mine(s))
+    if (!book || !set || !s || !failed_mine(s))
         return 0;
     struct stream *stream = &s->stream;
     s->head.argc = s->counts[0];
@@ -283,7 +284,7 @@ PROGRAM(failed_emit)
     stream->local_left = s->back - s->walk.at;
     stream->user_left = stream->next_left = 0;
     stream->kind = KIND_exec_failed;
-    int sent = head_send(stream, book, &book->kinds[KIND_exec_failed], ring, &s->head, s->buffer, FAILED_BUFFER,
+    int sent = head_send(stream, set, book, &book->kinds[KIND_exec_failed], ring, &s->head, s->buffer, FAILED_BUFFER,
                          ROOM_exec_failed, s->faults);
     if (sent == HEAD_AND_MORE) {
         calls_exec_failed.call(ctx, CALL_failed_stream);

@@ -46,7 +46,7 @@ PROGRAM(on_exit)
     if (!wanted(set, kind, KIND_exit, copy.flags))
         return 0;
 
-    struct chunk *chunk = head_reserve(book, kind, ring, KIND_exit);
+    struct chunk *chunk = head_reserve(set, book, kind, ring, KIND_exit);
     if (!chunk)
         return 0;
     struct payload_exit *head = &chunk->exit;

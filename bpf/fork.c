@@ -31,7 +31,7 @@ PROGRAM(on_fork)
     if (!wanted(set, kind, KIND_fork, self ? self->flags : 0))
         return 0;
 
-    struct chunk *chunk = head_reserve(book, kind, ring, KIND_fork);
+    struct chunk *chunk = head_reserve(set, book, kind, ring, KIND_fork);
     if (!chunk)
         return 0;
     struct payload_fork *head = &chunk->fork;

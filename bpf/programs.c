@@ -19,6 +19,7 @@
 
 #include "read.h"
 #include "chunk.h"
+#include "budget.h"
 #include "identity.h"
 #include "event.h"
 #include "call.h"

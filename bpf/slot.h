@@ -77,7 +77,8 @@ static __always_inline int slot_send(struct event *event, u32 room)
     stream->at = slot->walk.at;
     stream->local_left = slot->back - slot->walk.at;
     stream->user_left = stream->next_left = 0;
-    return head_send(stream, event->book, event->kind, event->ring, slot->head, slot->buffer, SLOT_BUFFER, room, slot->faults);
+    return head_send(stream, event->set, event->book, event->kind, event->ring, slot->head, slot->buffer, SLOT_BUFFER, room,
+                     slot->faults);
 }
 
 // What a part behind a tail call goes on with: the slot's payload.

@@ -167,7 +167,7 @@ static __always_inline void sun_part(struct event *event, u64 id, u16 number, u3
                                        u32 room, u32 size)
 {
     u64 sequence;
-    struct chunk *chunk = chunk_reserve(event->book, event->ring, &sequence);
+    struct chunk *chunk = chunk_reserve(event->book, rings.lookup(&event->ring), 1, &sequence);
     if (!chunk)
         return;
     chunk->id = id;

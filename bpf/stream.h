@@ -15,6 +15,7 @@ struct stream {
     u32 user_left;
     u32 next_left;
     u32 part, parts;
+    u32 granted;    // parts for which there is space, the head among them
     u16 kind;
     char straddle[2 * PAYLOAD];
 };
@@ -25,28 +26,24 @@ struct stream {
 #define HEAD_ALONE 1
 #define HEAD_AND_MORE 2
 
-static __always_inline int head_send(struct stream *stream, struct books *book, struct kind_books *kind, u32 ring,
-                                     void *head, char *buffer, u32 buffer_size, u32 room, u16 faults)
+static __always_inline int head_send(struct stream *stream, struct settings *set, struct books *book,
+                                     struct kind_books *kind, u32 ring, void *head, char *buffer, u32 buffer_size, u32 room,
+                                     u16 faults)
 {
     u32 bytes = stream->local_left + stream->user_left + stream->next_left;
     stream->parts = bytes <= room ? 1 : 1 + (bytes + PAYLOAD - 1) / PAYLOAD;
     stream->part = 1;
 
-    u64 sequence;
-    struct chunk *chunk = chunk_reserve(book, ring, &sequence);
-    stream->id = EVENT_ID(ring, sequence);
-    if (!chunk) {
-        count(kind->lost_full);
+    u32 granted;
+    u64 id;
+    struct chunk *chunk = head_room(set, book, kind, ring, stream->kind, stream->parts, &granted, &id);
+    stream->id = id;
+    stream->granted = granted;
+    if (!chunk)
         return HEAD_LOST;
-    }
     bpf_probe_read_kernel(chunk->data, PAYLOAD, head);
     if (stream->kind == KIND_exec)
-        chunk->common.exec_id = stream->id;
-    chunk->id = stream->id;
-    chunk->part = 0;
-    chunk->parts = stream->parts;
-    chunk->kind = stream->kind;
-    chunk->flags = 0;
+        chunk->common.exec_id = id;
     chunk->faults = faults;
     chunk->size = stream->parts == 1 ? bytes : 0;
     if (stream->parts == 1)
@@ -55,11 +52,11 @@ static __always_inline int head_send(struct stream *stream, struct books *book, 
     return stream->parts == 1 ? HEAD_ALONE : HEAD_AND_MORE;
 }
 
-// A chunk that belongs to the stream's event, its header filled. NULL: no space (a drop, and a hole in the event).
+// A chunk that belongs to the stream's event, its header filled. NULL: no space, or not for it (a drop, and a hole in the event).
 static __always_inline struct chunk *part_reserve(struct stream *stream, struct books *book, u32 ring)
 {
     u64 sequence;
-    struct chunk *chunk = chunk_reserve(book, ring, &sequence);
+    struct chunk *chunk = chunk_reserve(book, rings.lookup(&ring), stream->part < stream->granted, &sequence);
     if (!chunk)
         return 0;
     chunk->id = stream->id;

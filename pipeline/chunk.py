@@ -77,7 +77,8 @@ assert HEADER.itemsize == STRIDE
 # below 2**63.
 MAX_RINGS: Final = 1 << 10
 HIDDEN: Final = 1 << 62
-"""Bit in the id of an exec that a filter in the kernel hid: it took no number of its ring."""
+"""Bit in the id of an exec that a filter in the kernel hid, or the budget refused: it took no number of its
+ring."""
 PERF_RING: Final = MAX_RINGS - 3
 AUDIT_RING: Final = MAX_RINGS - 2
 OWN_RINGS: Final = {"perf": PERF_RING, "audit": AUDIT_RING}

@@ -30,8 +30,10 @@ from pipeline.values import (
     Names,
     Patterns,
     Properties,
+    Reserve,
     RingSize,
     Seconds,
+    Share,
     Size,
     Text,
     Uids,
@@ -64,6 +66,13 @@ class Ring(Table):
     """One CPU's ring buffer."""
 
     size: RingSize = Field(default_factory=lambda: default_ring_size(os.sysconf("SC_NPROCESSORS_CONF")))
+
+
+class Budget(Table):
+    """Where a CPU's ring begins to ask whose a chunk is (bpf/budget.h); fractions."""
+
+    reserve: Reserve = 0.125
+    share: Share = 0.5
 
 
 class Caps(Table):
@@ -164,6 +173,7 @@ class Config(Table):
     assembly: Size = 64 * MiB
     """Bytes of unfinished events."""
     ring: Ring = Ring()
+    budget: Budget = Budget()
     caps: Caps = Caps()
     environment: Environment = Environment()
     redact: Redact = Redact()
@@ -270,6 +280,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 WANTED: Final = {
     "bool": "true or false",
     "int": "a whole number",
+    "float": "a number",
     "string": "a text",
     "path": "a path",
     "tuple": "a list",

@@ -28,8 +28,10 @@ __all__ = [
     "Names",
     "Patterns",
     "Properties",
+    "Reserve",
     "RingSize",
     "Seconds",
+    "Share",
     "Size",
     "Text",
     "Uids",
@@ -135,6 +137,9 @@ Cap = Annotated[int, BeforeValidator(_size), AfterValidator(_cap)]
 """Bytes that one value may have."""
 RingSize = Annotated[int, BeforeValidator(_size), AfterValidator(_ring_size)]
 """Bytes of a ring buffer, as the kernel takes them."""
+Share = Annotated[float, Field(ge=0, le=1)]
+Reserve = Annotated[float, Field(ge=0, le=0.5)]
+"""A part of a ring that is kept: never most of it."""
 Seconds = Annotated[float, BeforeValidator(_seconds)]
 Limit = Annotated[Seconds | None, BeforeValidator(_optional)]
 """Seconds, or none."""

@@ -81,7 +81,7 @@ def _kinds() -> dict[int, Kind]:
 CHUNK: Final = layout("## The chunk")
 KINDS: Final = _kinds()
 BOOKS: Final = layout("## The books in the kernel")
-KIND_BOOKS: Final = layout("Each kind's 80 bytes:")
+KIND_BOOKS: Final = layout("Each kind's 88 bytes:")
 
 
 @dataclass(frozen=True)

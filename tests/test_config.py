@@ -68,6 +68,7 @@ def test_defaults_are_those_of_the_issue() -> None:
     assert config.outbox.limit == config.log.limit == 4 << 30
     assert (config.topic.partitions, config.topic.max_record) == (12, 8 << 20)
     assert config.environment.enabled
+    assert (config.budget.reserve, config.budget.share) == (0.125, 0.5)
     assert "PATH" in config.environment.allow
 
 

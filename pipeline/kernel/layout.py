@@ -8,6 +8,7 @@ import os
 import struct
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -49,6 +50,7 @@ _KIND: Final = np.dtype(
         ("lost_full", "<i8"),
         ("lost_call", "<i8"),
         ("lost_slot", "<i8"),
+        ("lost_budget", "<i8"),
         ("expired", "<i8"),
         ("filtered_self", "<i8"),
         ("filtered_test", "<i8"),
@@ -97,6 +99,7 @@ LOST: Final = {
     "lost_full": ("ring", "full"),
     "lost_call": ("kernel", "tail call"),
     "lost_slot": ("kernel", "scratch"),
+    "lost_budget": ("kernel", "budget"),
     "expired": ("kernel", "expired"),
 }
 """Counter → (stage, reason) of events that the kernel lost."""
@@ -121,7 +124,9 @@ IDENTITY_KEY: Final = struct.Struct("=QQ")
 """start in ticks, pid."""
 IDENTITY: Final = struct.Struct("=QQQ")
 """exec id (0: unknown), flags, 0."""
-_SETTINGS: Final = struct.Struct("=QIIIIIIII")
+SHARE: Final = 1024
+"""The whole of what is free, as the kernel counts shares of it."""
+_SETTINGS: Final = struct.Struct("=QQQIIIIIIII")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +174,8 @@ def settings(config: Config, kinds: Collection[str]) -> bytes:
     mask = sum(1 << by_name()[kind].number for kind in kinds)
     return _SETTINGS.pack(
         mask,
+        config.ring.size - int(config.ring.size * config.budget.reserve),
+        ceil(config.budget.share * SHARE),
         config.environment.enabled,
         bool(config.kernel.uids),
         bool(config.kernel.cgroups),

@@ -9,11 +9,12 @@ int on_enter(struct bpf_raw_tracepoint_args *ctx)
     u32 pid = bpf_get_current_pid_tgid() >> 32;
     u32 *wanted = marked.lookup(&zero);
     struct books *book = books.lookup(&ring);
-    if (!wanted || *wanted != pid || !book)
+    struct settings *set = settings.lookup(&zero);
+    if (!wanted || *wanted != pid || !book || !set)
         return 0;
     struct kind_books *kind = &book->kinds[KIND_fork];
     count(kind->attempted);
-    struct chunk *chunk = head_reserve(book, kind, ring, KIND_fork);
+    struct chunk *chunk = head_reserve(set, book, kind, ring, KIND_fork);
     if (!chunk)
         return 0;
     __builtin_memset(chunk->data, 0, PAYLOAD);

@@ -32,7 +32,8 @@ class Flood:
         from bcc import BPF
 
         os.environ["BCC_KERNEL_SOURCE"] = str(source.BPF)
-        files = [source.BPF / "read.h", source.BPF / "chunk.h", Path(__file__).with_name("flood.c")]
+        headers = (source.BPF / name for name in ("read.h", "chunk.h", "budget.h"))
+        files = [*headers, Path(__file__).with_name("flood.c")]
         text = "\n".join(path.read_text() for path in files)
         kernel = btf.running()
         unit = source.generate(kernel, text, source.uses(kernel, text), {})

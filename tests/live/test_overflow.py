@@ -51,7 +51,9 @@ def by_reason(ledger: dict[str, Any], table: str, kind: str) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def flooded(make_live: Callable[..., Live], acts: bytes) -> tuple[Live, dict[str, Any], int]:
     """(the run, its ledger after it caught up, how many programs were executed)"""
-    live = make_live(ring__size="64 KiB", kernel__uids=str(UID), environment__enabled="false")
+    live = make_live(
+        ring__size="64 KiB", budget__reserve="0", kernel__uids=str(UID), environment__enabled="false"
+    )
     live.start(events="exec,fork,exit")
     assert live.process
     live.process.send_signal(signal.SIGSTOP)

@@ -1,0 +1,121 @@
+// Whose chunks a ring takes when it is nearly full, so that a flood of one cannot push out what others do.
+//
+// A part of each CPU's ring, its last eighth by default, is kept for exec, fork and exit: when a ring is full up to there, any
+// other chunk finds no space. Of what is still free of the kept part, one group may have a share (a half by default): the
+// cgroup where its id is known, else the audit session, else the user. A process cannot leave these by forking. So the more a
+// flood has taken, the less it may take: one group ends with a third of the kept part, two with a quarter each, and there is
+// always room for one that has had none yet. Parts of an exec's data stop at half of what its head may: heads go first.
+//
+// What a group has taken counts until all of it was read, by position and not by time: it holds however long nobody reads. While
+// a ring is not that full nothing is counted and nobody is asked.
+//
+// An event asks once, for all of its chunks, before its head has a number: the budget's refusal is a lost event with a
+// counter of its own, and no gap.
+
+#define NO_SESSION 0xffffffff
+#define KEPT(number) ((number) == KIND_exec || (number) == KIND_fork || (number) == KIND_exit)
+#define SHARE_BITS 10
+
+struct group {
+    u64 id;
+    u64 what;
+};
+#define GROUP_CGROUP 0
+#define GROUP_SESSION 1
+#define GROUP_USER 2
+
+struct budget {
+    u64 taken; // chunks in the kept part
+    u64 end;   // position behind the last of them
+};
+
+BPF_TABLE("lru_percpu_hash", struct group, struct budget, budgets, 4096); // a ring belongs to a CPU
+
+static __always_inline void group_of(struct group *group, struct settings *set)
+{
+    if (set->cgroup_known) {
+        group->id = bpf_get_current_cgroup_id();
+        group->what = GROUP_CGROUP;
+        return;
+    }
+    group->id = LOAD_IF(task_struct, sessionid, bpf_get_current_task_btf(), NO_SESSION);
+    group->what = GROUP_SESSION;
+    if (group->id == NO_SESSION) {
+        group->id = (u32)bpf_get_current_uid_gid();
+        group->what = GROUP_USER;
+    }
+}
+
+// How many of `wanted` chunks the current group may have in the kept part, of which `free` bytes are left. `head`: they begin
+// with one.
+static __always_inline u32 budget_take(struct settings *set, void *space, u64 free, u32 head, u32 wanted)
+{
+    struct group group;
+    struct budget none = {};
+    group_of(&group, set);
+    struct budget *budget = budgets.lookup_or_try_init(&group, &none);
+    if (!budget || !set->share)
+        return wanted;
+    u64 share = free * set->share >> SHARE_BITS;
+    u64 taken = bpf_ringbuf_query(space, BPF_RB_CONS_POS) < budget->end ? budget->taken : 0;
+    if (head && taken * STRIDE >= share)
+        return 0;
+    u64 most = share / 2 / STRIDE;
+    u64 granted = head;
+    if (taken + head < most)
+        granted += smaller(most - taken - head, wanted - head);
+    budget->taken = taken + granted;
+    budget->end = bpf_ringbuf_query(space, BPF_RB_PROD_POS) + wanted * STRIDE;
+    return granted;
+}
+
+// How many of an event's chunks may go into a ring.
+static __always_inline u32 grant(struct settings *set, void *space, u16 number, u32 parts)
+{
+    u64 filled = bpf_ringbuf_query(space, BPF_RB_AVAIL_DATA);
+    if (filled + parts * STRIDE <= set->open)
+        return parts;
+    u64 open = filled < set->open ? (set->open - filled) / STRIDE : 0;
+    if (!KEPT(number))
+        return open;
+    u64 free = bpf_ringbuf_query(space, BPF_RB_RING_SIZE) - filled;
+    return open + budget_take(set, space, free, !open, parts - open);
+}
+
+// Room for the head of an event of `parts` chunks. NULL: the event is lost, and booked. `granted`: how many of them may follow
+// each other. `id`: the event's, also when it is lost.
+static __always_inline struct chunk *head_room(struct settings *set, struct books *book, struct kind_books *kind, u32 ring,
+                                               u16 number, u32 parts, u32 *granted, u64 *id)
+{
+    void *space = rings.lookup(&ring);
+    *granted = space ? grant(set, space, number, parts) : 0;
+    if (KEPT(number) && space && !*granted) {
+        *id = hidden_id(book, ring);
+        count(kind->lost_budget);
+        return 0;
+    }
+    u64 sequence;
+    struct chunk *chunk = chunk_reserve(book, space, *granted, &sequence);
+    *id = EVENT_ID(ring, sequence);
+    if (!chunk) {
+        count(kind->lost_full);
+        return 0;
+    }
+    chunk->id = *id;
+    chunk->part = 0;
+    chunk->parts = parts;
+    chunk->kind = number;
+    chunk->size = 0;
+    chunk->flags = 0;
+    chunk->faults = 0;
+    return chunk;
+}
+
+// The same for an event without data beyond its head.
+static __always_inline struct chunk *head_reserve(struct settings *set, struct books *book, struct kind_books *kind, u32 ring,
+                                                  u16 number)
+{
+    u32 granted;
+    u64 id;
+    return head_room(set, book, kind, ring, number, 1, &granted, &id);
+}

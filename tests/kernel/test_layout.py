@@ -1,0 +1,46 @@
+"""What the loader writes into the kernel's maps is what bpf/chunk.h reads there."""
+
+from __future__ import annotations
+
+import re
+import struct
+
+import pytest
+
+from pipeline.config import Config, load
+from pipeline.kernel.layout import settings
+from pipeline.kernel.source import BPF
+
+MEMBERS = re.compile(r"^    (u32|u64) ([\w, ]+);", re.M)
+
+
+def as_the_kernel_reads(config: Config) -> dict[str, int]:
+    """The members of struct settings, as C lays them out."""
+    (body,) = re.findall(r"^struct settings \{(.*?)^\};", (BPF / "chunk.h").read_text(), re.M | re.S)
+    members = [(name, kind) for kind, names in MEMBERS.findall(body) for name in names.split(", ")]
+    form = "@" + "".join("I" if kind == "u32" else "Q" for _, kind in members)
+    values = struct.unpack(form, settings(config, ["exec"]))
+    return dict(zip((name for name, _ in members), values, strict=True))
+
+
+def test_settings_are_where_the_kernel_reads_them() -> None:
+    config = load({"memory": {"all": True}, "caps": {"path": 3, "argv": 4, "environment": 5}}, environ={})
+    seen = as_the_kernel_reads(config)
+    assert (seen["cap_path"], seen["cap_argv"], seen["cap_environment"]) == (3, 4, 5)
+    assert (seen["memory_all"], seen["environment"], seen["by_uid"]) == (1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("reserve", "share", "open_", "shares"),
+    [
+        (0.125, 0.5, 896 << 10, 512),
+        (0.5, 1, 512 << 10, 1024),
+        (0, 0, 1 << 20, 0),
+        (0.25, 0.0001, 768 << 10, 1),
+    ],
+)
+def test_the_budget_in_bytes_and_shares(reserve: float, share: float, open_: int, shares: int) -> None:
+    """A share that was asked for is never none, which would be all."""
+    flags = {"ring": {"size": 1 << 20}, "budget": {"reserve": reserve, "share": share}}
+    seen = as_the_kernel_reads(load(flags, environ={}))
+    assert (seen["open"], seen["share"]) == (open_, shares)
