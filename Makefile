@@ -4,7 +4,7 @@ SHELL := /bin/bash
 python := .venv/bin/python
 setup := config/setup.sh
 
-.PHONY: help setup run test vm-test vm-bench vm-kernels vm lint bench bench-long kafka kafka-stop clean
+.PHONY: help setup run test fault-test fault-test-long vm-test vm-bench vm-kernels vm lint bench bench-long kafka kafka-stop clean
 
 help:
 	@sed -n 's/^#> //p' Makefile
@@ -23,6 +23,16 @@ run:
 test: lint vm-kernels
 	@.venv/bin/pytest $(ARGS)
 	@echo "not run: make vm-test (the same live tests inside Debian's kernels, half an hour of emulation)"
+
+#> make fault-test   every fault that can be made, in short; writes docs/faults.md (make test runs them too)
+fault-test:
+	@$(setup)
+	@rm -rf .faults
+	@.venv/bin/pytest tests/faults $(ARGS); status=$$?; $(python) -m tests.faults --write; exit $$status
+
+#> make fault-test-long  the same with all numbers: hours
+fault-test-long:
+	@FAULTS=long $(MAKE) fault-test
 
 #> make vm-test      live tests inside Debian's kernels, in virtual machines   [ARGS='6.1 6.12 ...']
 vm-test: vm-kernels
@@ -69,5 +79,5 @@ kafka-stop:
 #> make clean        remove what can be made again; Kafka's data stays
 clean:
 	@if [ -e .kafka/pid ]; then /usr/bin/python3 config/kafka/broker.py stop; fi
-	@rm -rf .venv .setup .kafka/jars-* .vm dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	@rm -rf .venv .setup .kafka/jars-* .vm .faults dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
