@@ -12,7 +12,8 @@ import mmap
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,9 +76,11 @@ def probe(config: Config) -> list[Hook]:
 
 
 def matrix(config: Config) -> list[Hook]:
-    """Try every surface of every event, and leave nothing behind."""
+    """Try every surface of every event, save those that are attached and work, and leave nothing behind."""
     config.state.mkdir(parents=True, exist_ok=True)
-    return [Hook(**hook) for hook in json.loads(_loader("matrix", config, None))]
+    manifest = Manifest.read(config.state) if is_attached(config) else None
+    known = manifest.hooks if manifest else ()
+    return [Hook(**hook) for hook in json.loads(_loader("matrix", config, None, known))]
 
 
 def is_attached(config: Config) -> bool:
@@ -104,10 +107,13 @@ def ourselves() -> Identity:
     return Identity(os.getpid(), start_ticks(os.getpid()))
 
 
-def _loader(what: str, config: Config, pipeline: Identity | None) -> str:
-    # The table `kafka` may hold secrets, and is none of the loader's business.
-    plain = config.model_dump(mode="json", exclude={"kafka"})
-    request = {"config": plain, "pipeline": pipeline.plain() if pipeline else None}
+def _loader(what: str, config: Config, pipeline: Identity | None, known: Iterable[Hook] = ()) -> str:
+    request = {
+        # The table `kafka` may hold secrets, and is none of the loader's business.
+        "config": config.model_dump(mode="json", exclude={"kafka"}),
+        "pipeline": pipeline.plain() if pipeline else None,
+        "known": [asdict(hook) for hook in known],
+    }
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.kernel.loader", what],
         input=json.dumps(request),

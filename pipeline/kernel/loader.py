@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any, Final
 
@@ -104,30 +104,23 @@ class Loader:
                 return attempt, sorted([*self._refused.values(), *works], key=_rank)
             attempt.close()
 
-    def matrix(self) -> list[Hook]:
-        """Try every surface of every kind, one of each kind at a time.
-
-        Some need another kind's beside them, so what worked once works. While others are tried, kinds that
-        keep identities stay at their first: by its identity a process is known as ours.
-        """
+    def matrix(self, known: Collection[Hook] = ()) -> list[Hook]:
+        """Try every surface of every kind, save those that are `known` to work, as what is attached does."""
         possible = {
             name: [
                 surface for surface in map(self._fitted, schema.surfaces) if self._allowed(schema, surface)
             ]
             for name, schema in by_name().items()
         }
-        first = {name: some[:1] if by_name()[name].always else some for name, some in possible.items()}
-        always = {name: some for name, some in possible.items() if by_name()[name].always}
-        found = dict(self._refused)
-        for surfaces, begin in ((first, 0), (always, 1)):
-            for number in range(begin, max(map(len, surfaces.values()))):
-                choice = {name: some[min(number, len(some) - 1)] for name, some in surfaces.items() if some}
-                attempt, hooks = self._try(self._readable(choice), None)
+        found = self._refused | {(hook.event, hook.surface): hook for hook in known if hook.works}
+        for choice in _rounds(possible):
+            new = {kind: surface for kind, surface in choice.items() if (kind, surface.name) not in found}
+            if new:
+                keepers = {kind: surface for kind, surface in choice.items() if by_name()[kind].always}
+                attempt, hooks = self._try(self._readable(keepers | new), None)
                 attempt.close()
-                for hook in hooks:
-                    if hook.works or (hook.event, hook.surface) not in found:
-                        found[hook.event, hook.surface] = hook
-        return sorted(found.values(), key=_rank)
+                found |= {(h.event, h.surface): h for h in hooks if h.event in new}
+        return sorted((found | self._refused).values(), key=_rank)
 
     def _try(self, choice: Choice, pipeline: Identity | None) -> tuple[Attempt, list[Hook]]:
         attempt = Attempt(self.config, self.cpus, self.entries, choice)
@@ -229,6 +222,20 @@ class Loader:
             raise
 
 
+def _rounds(possible: Mapping[str, list[Surface]]) -> Iterator[Choice]:
+    """Choices that have every surface between them: each kind's first, its second, … By what keeps identities
+    a process is known as ours: such kinds stay at their first meanwhile, and have rounds of their own.
+    """
+    first = {name: some[0] for name, some in possible.items() if some}
+    keepers = {name: surface for name, surface in first.items() if by_name()[name].always}
+    yield first
+    others = {name: some for name, some in possible.items() if name not in keepers}
+    for number in range(1, max(map(len, others.values()), default=0)):
+        yield keepers | {name: some[number] for name, some in others.items() if number < len(some)}
+    for name in keepers:
+        yield from (keepers | {name: surface} for surface in possible[name][1:])
+
+
 def _rank(hook: Hook) -> tuple[int, int]:
     """In the schemas' order."""
     schema = by_name()[hook.event]
@@ -257,7 +264,8 @@ def main() -> int:
         if sys.argv[1] == "attach":
             print(json.dumps({"id": loader.attach(pipeline).id}))
         else:
-            hooks = loader.matrix() if sys.argv[1] == "matrix" else loader.try_all()[1]
+            known = [Hook(**hook) for hook in request["known"]]
+            hooks = loader.matrix(known) if sys.argv[1] == "matrix" else loader.try_all()[1]
             print(json.dumps([asdict(hook) for hook in hooks]))
     except UserError as error:
         print(error, file=sys.stderr)

@@ -400,6 +400,21 @@ def test_the_matrix_tries_every_surface(host: type[Stub], tmp_path: Path) -> Non
         ("two", "sys_exit", True, "an answer"),
         ("three", "sys_exit", True, "an answer"),
     ]
+    # By what keeps identities a process is known as ours: it moves when nothing else is tried.
+    assert host.tried == [{"one": "lsm", "two": "sys_exit", "three": "sys_exit"}, {"one": "tracepoint"}]
+
+
+def test_what_is_attached_is_not_tried_again(host: type[Stub], tmp_path: Path) -> None:
+    attached = [Hook("one", "lsm", {}, True, "attached"), Hook("two", "fexit", {}, True, "attached")]
+    found = looking(tmp_path, "all").matrix([*attached, Hook("three", "sys_exit", {}, False, "not then")])
+    assert [answer for *_, answer in answers(found)] == [
+        *("attached", "an answer", "attached", "an answer", "an answer")
+    ]
+    assert host.tried == [
+        {"one": "lsm", "three": "sys_exit"},
+        {"one": "lsm", "two": "sys_exit"},
+        {"one": "tracepoint"},
+    ]
 
 
 @kernel
