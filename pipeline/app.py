@@ -56,10 +56,6 @@ T = TypeVar("T", bound=Countable)
 SETTLE: Final = 0.05
 """Seconds that programs may still run for after their links are gone."""
 Say: TypeAlias = Callable[[str], None]
-DEADLINE: Final = 60.0
-"""Seconds that a pipeline may take to end after the first signal. What is not safe by then stays in the
-rings.
-"""
 
 
 class Pipeline:
@@ -85,6 +81,8 @@ class Pipeline:
         parked = [store for store in books.stores(manifest) if store.path != self._store.path]
         self._parked = [store for store in parked if store.path.name == OUTBOX]
         restored = books.stored_books(self._attachment, self._store, *parked)
+        if self._store.path.name == OUTBOX:
+            self._store.reconcile(restored)
         self._rings = self._attachment.rings(restored)
         self._keeper = BookKeeper(
             restored,
@@ -108,7 +106,7 @@ class Pipeline:
         if isinstance(target, place.Kafka):
             return KafkaSink(
                 target,
-                Outbox(self._store, self._keeper, self._say),
+                Outbox(self._store, self._keeper, self._say, config.outbox.full),
                 self._keeper,
                 self._say,
                 properties=config.kafka,
@@ -203,7 +201,7 @@ class Pipeline:
                 await trio.sleep(SETTLE)
             self._leave_rest = not detaching
             self._source.stop(drain=detaching)
-            with trio.move_on_after(DEADLINE):
+            with trio.move_on_after(self._config.shutdown.deadline):
                 await anext(aiter(signals))
             scope.cancel()
 

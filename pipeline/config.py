@@ -137,6 +137,18 @@ class Store(Table):
     limit: Size = 4 * GiB
 
 
+class Outbox(Store):
+    """Where events wait for the broker, and what a full one does: hold the others back, or lose its oldest."""
+
+    full: Literal["block", "drop-oldest"] = "block"
+
+
+class Shutdown(Table):
+    """How long a run may take to end."""
+
+    deadline: Seconds = 30.0
+
+
 class Topic(Table):
     """What topics get that we create."""
 
@@ -179,8 +191,9 @@ class Config(Table):
     redact: Redact = Redact()
     kernel: Kernel = Kernel()
     memory: Memory = Memory()
-    outbox: Store = Store()
+    outbox: Outbox = Outbox()
     log: Store = Store()
+    shutdown: Shutdown = Shutdown()
     topic: Topic = Topic()
     host: HostNames = HostNames()
     kafka: Properties = Field(default_factory=dict, repr=False)

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.chunk import CAPPED, CUT, PAYLOAD
+from pipeline.chunk import CAPPED, CUT, PAYLOAD, ring_of
 from pipeline.schema import KINDS, Schema
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Encoded",
     "Gap",
     "Hole",
+    "Loss",
     "Pass",
     "Passage",
     "Records",
@@ -31,6 +32,7 @@ __all__ = [
     "State",
     "count",
     "settle",
+    "spans",
 ]
 
 Array = NDArray[Any]
@@ -188,9 +190,26 @@ class Encoded:
     passage: Passage
     time: tuple[int, int] = (0, 0)
     """First and last time of an event, ns since the epoch."""
+    spans: tuple[tuple[int, int], ...] = ()
+    """For each ring, the ids of the first and the last event from it."""
 
     def __len__(self) -> int:
         return sum(len(records.values) for records in self.records.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Events that were lost where no gap of a ring says so: what the stream is to tell of it."""
+
+    kinds: Ints
+    """Events per kind number."""
+    since: int
+    until: int
+    """First and last time that they can have, ns since the epoch (0: unknown)."""
+    stage: str
+    reason: str
+    spans: tuple[tuple[int, int], ...] = ()
+    """See Encoded: no event outside these was lost. Empty: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +225,16 @@ class Settled:
     """(first, end) of the bytes that arrived, relative to the promise, ascending; complete: one span."""
     parts: tuple[int, ...] = ()
     """Chunks (part numbers of the event) that are missing."""
+
+
+def spans(ids: Ints) -> tuple[tuple[int, int], ...]:
+    """See Encoded: of these events."""
+    if not len(ids):
+        return ()
+    ordered = np.sort(ids)
+    ends = np.flatnonzero(np.diff(ring_of(ordered)))
+    firsts, lasts = ordered[np.append(0, ends + 1)], ordered[np.append(ends, len(ids) - 1)]
+    return tuple(zip(firsts.tolist(), lasts.tolist(), strict=True))
 
 
 def settle(schema: Schema, head: Array, size: int, hole: Hole | None) -> dict[str, tuple[int, Settled]]:

@@ -18,7 +18,7 @@ sinks/checkpoint.py): after a SIGKILL the books say exactly what the positions s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +72,10 @@ class Books:
     acknowledged: Ints = field(default_factory=zeros)
     tally: Tally = field(default_factory=dict)
     rings: dict[int, RingBooks] = field(default_factory=dict)
+    spilled: Ints = field(default_factory=zeros)
+    """Events that ever went into the outbox. No term: what is missing there is found by it."""
+    left: Tally = field(default_factory=dict)
+    """What became of those that left it, as its file says too; for when that is lost."""
 
     def retire(self, passage: Passage) -> None:
         """Take over what a passage booked, and the positions that are free now."""
@@ -94,7 +98,9 @@ class Books:
         return {
             "number": self.number,
             "acknowledged": self.acknowledged.tolist(),
-            "tally": [[*key, counts.tolist()] for key, counts in self.tally.items()],
+            "tally": _tally_to_plain(self.tally),
+            "spilled": self.spilled.tolist(),
+            "left": _tally_to_plain(self.left),
             "rings": [
                 [ring, b.position, b.sequence, b.read, b.gaps, dict(b.other)]
                 for ring, b in self.rings.items()
@@ -107,9 +113,19 @@ class Books:
         return cls(
             number=plain["number"],
             acknowledged=np.array(plain["acknowledged"], np.int64),
-            tally={(a, b, c): np.array(counts, np.int64) for a, b, c, counts in plain["tally"]},
+            tally=_tally_from_plain(plain["tally"]),
             rings={ring: RingBooks(*rest) for ring, *rest in plain["rings"]},
+            spilled=np.array(plain["spilled"], np.int64) if "spilled" in plain else zeros(),
+            left=_tally_from_plain(plain.get("left", ())),
         )
+
+
+def _tally_to_plain(tally: Tally) -> list[list[Any]]:
+    return [[*key, counts.tolist()] for key, counts in tally.items()]
+
+
+def _tally_from_plain(plain: Iterable[list[Any]]) -> Tally:
+    return {(a, b, c): np.array(counts, np.int64) for a, b, c, counts in plain}
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,93 +4,57 @@ A row holds a batch, not a record. The books of a checkpoint go in with the rows
 transaction; so does what becomes of rows that leave. After a SIGKILL the file therefore says exactly what
 happened. Everything here blocks: callers under trio use a thread, one call at a time.
 
+A file can be damaged, or be taken away. Whatever is asked of it then raises BrokenError, and `renew` begins a
+new one with what can be saved (salvage.py).
+
 Books belong to an *attachment*: one life of the kernel's counters, from an attach to a detach or a reboot.
 Rows outlive it, and are counted under the attachment that made them.
 """
 
 from __future__ import annotations
 
-import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import msgpack
-import numpy as np
 
-from pipeline.errors import UserError
-from pipeline.event import Encoded, Ints, Records
-from pipeline.ledger import Tally, add, zeros
+from pipeline import salvage
+from pipeline.event import Encoded, Ints, Loss
+from pipeline.ledger import Books, Tally, zeros
+from pipeline.store_books import CORRUPT, DROPPED, book, inside, losses, lost, miss, reconcile, settled, tell
+from pipeline.store_file import (
+    ACKNOWLEDGED,
+    SUMMARY,
+    BlockedError,
+    BrokenError,
+    Outcome,
+    Row,
+    StoreError,
+    connect,
+    insert,
+    judged,
+    read,
+    transaction,
+)
 
-__all__ = ["LOG", "OUTBOX", "BlockedError", "Outcome", "Row", "Store", "StoreError", "no_warning"]
+__all__ = [
+    "LOG",
+    "OUTBOX",
+    "BlockedError",
+    "BrokenError",
+    "Outcome",
+    "Row",
+    "Store",
+    "StoreError",
+    "no_warning",
+]
 
 LOG: Final = "log.db"
 OUTBOX: Final = "outbox.db"
 """Names in a state folder."""
-
-# Large pages: rows are hundreds of kilobytes. A short WAL: a long one takes disk, and its checkpoint time.
-SETUP: Final = """
-PRAGMA page_size = 65536;
-PRAGMA journal_mode = WAL;
-PRAGMA synchronous = FULL;
-PRAGMA wal_autocheckpoint = 256;
-PRAGMA journal_size_limit = 33554432;
-CREATE TABLE IF NOT EXISTS batch (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, attachment TEXT, passage INTEGER, first INTEGER, last INTEGER,
-    records INTEGER, size INTEGER, counts BLOB, body BLOB);
-CREATE INDEX IF NOT EXISTS batch_last ON batch (last);
-CREATE TABLE IF NOT EXISTS books (attachment TEXT PRIMARY KEY, plain BLOB);
-CREATE TABLE IF NOT EXISTS settled (
-    attachment TEXT, term TEXT, stage TEXT, reason TEXT, counts BLOB,
-    PRIMARY KEY (attachment, term, stage, reason));
-"""
-PASSING: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY)
-CORRUPT: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_SHORT_READ)
-SUMMARY: Final = "id, first, last, records, size, counts"
-
-
-class StoreError(UserError):
-    """The file cannot be used at all (folder not writable, locked by another)."""
-
-
-class BlockedError(Exception):
-    """Nothing was stored, trying again later may succeed: the disk is full, or another process writes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a row that leaves the outbox."""
-
-    acknowledged: Ints
-    lost: Tally = field(default_factory=dict)
-
-    def add(self, other: Outcome) -> None:
-        """Take another one's events in."""
-        np.add(self.acknowledged, other.acknowledged, out=self.acknowledged)
-        add(self.lost, other.lost)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One batch as it is stored."""
-
-    id: int
-    first: int
-    last: int
-    """First and last time of an event, ns since the epoch."""
-    records: int
-    size: int
-    """Bytes of its body."""
-    counts: Ints
-    """Events per kind number."""
-    body: bytes = b""
-
-    def unpack(self) -> dict[str, Records]:
-        """Family → records, as they were put in."""
-        return {family: Records(*columns) for family, columns in msgpack.unpackb(self.body).items()}
 
 
 def no_warning(text: str) -> None:
@@ -109,131 +73,202 @@ class Store:
         make: bool = True,
         warn: Callable[[str], None] = no_warning,
     ) -> None:
-        """Open the file. `make`: begin one where there is none, set a corrupt one aside with a warning.
+        """Open the file. `make`: begin one where there is none, renew a corrupt one with a warning.
 
         Raises StoreError.
         """
-        self.path, self.attachment, self.limit = path, attachment, limit
+        self.path, self.attachment, self.limit, self._warn = path, attachment, limit, warn
         if not make and not path.exists():
             raise StoreError(f"{path.parent} holds no {path.name}; name the state folder of a `run`")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if make and salvage.is_finished(path):  # who made it was killed
+                salvage.put_in_place(path)
             try:
                 self._open()
-            except sqlite3.Error as error:
-                if error.sqlite_errorcode not in CORRUPT or not make:
+            except BrokenError as error:
+                if not make:
                     raise
-                self._set_aside(warn, error)
-                self._open()
-        except (OSError, sqlite3.Error) as error:
+                self._db = connect(path, setup=False)
+                self.renew(f"{path} {error}")
+        except (OSError, sqlite3.Error, BlockedError, BrokenError) as error:
             raise StoreError(
                 f"{path} cannot be used ({error}); make its folder writable, or name another"
             ) from None
 
     def _open(self) -> None:
-        self._db = sqlite3.connect(self.path, timeout=10, isolation_level=None, check_same_thread=False)
+        db = connect(self.path)
         try:
-            self._db.executescript(SETUP)
-            # Reads every row's first page: enough to see a file that is not ours, or torn.
-            self.size: int = self._db.execute("SELECT coalesce(sum(size), 0) FROM batch").fetchone()[0]
-        except sqlite3.Error:
-            self._db.close()
+            with judged():
+                # Reads every row's first page: enough to see a file that is not ours, or torn.
+                ask = "SELECT count(*), coalesce(sum(size), 0) FROM batch"
+                self.number: int
+                self.size: int
+                self.number, self.size = db.execute(ask).fetchone()
+        except BaseException:
+            db.close()
             raise
-
-    def _set_aside(self, warn: Callable[[str], None], error: Exception) -> None:
-        number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.corrupt-{number}")).exists():
-            number += 1
-        for suffix in ("-wal", "-shm"):
-            Path(f"{self.path}{suffix}").unlink(missing_ok=True)
-        os.replace(self.path, aside)
-        warn(f"{self.path} is corrupt ({error}): kept as {aside.name}, a new one is begun")
+        self._db, self._places = db, salvage.places(self.path)
 
     def close(self) -> None:
         """Give the file back."""
         self._db.close()
 
-    # -- writing
+    @contextmanager
+    def _asking(self) -> Iterator[sqlite3.Connection]:
+        try:
+            if salvage.places(self.path) != self._places:  # SQLite itself would not see it
+                raise BrokenError("was taken away")
+            with judged():
+                yield self._db
+        except BrokenError as error:
+            raise BrokenError(f"{self.path} {error}") from error
+
+    @contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        with self._asking() as db, transaction(db):
+            yield db
+
+    # -- writing: each raises BlockedError and BrokenError, and has changed nothing then
 
     def append(self, batches: Sequence[Encoded], books: Mapping[str, Any] | None = None) -> list[int]:
-        """Add batches, and the books that count them, in one transaction; return the rows' ids.
-
-        Raises BlockedError.
-        """
-        with transaction(self._db) as db:
-            added = [self._insert(db, batch) for batch in batches]
+        """Add batches, and the books that count them, in one transaction; return the rows' ids."""
+        with self._changing() as db:
+            added = [insert(db, self.attachment, batch) for batch in batches]
             if books is not None:
                 db.execute("REPLACE INTO books VALUES (?, ?)", (self.attachment, msgpack.packb(books)))
         self.size += sum(size for _, size in added)
+        self.number += len(added)
         return [id for id, _ in added]
 
-    def _insert(self, db: sqlite3.Connection, batch: Encoded) -> tuple[int, int]:
-        body = msgpack.packb({f: (r.keys, r.values, r.times) for f, r in batch.records.items()})
-        counts = _blob(batch.counts)
-        cursor = db.execute(
-            "INSERT INTO batch (attachment, passage, first, last, records, size, counts, body)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (self.attachment, batch.passage.number, *batch.time, len(batch), len(body), counts, body),
-        )
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid, len(body)
-
-    def settle(self, outcomes: Mapping[int, Outcome]) -> tuple[Ints, Outcome]:
-        """Take rows out and book what became of their events, in one transaction. Raises BlockedError.
-
-        Returns the events of this attachment that left, and what became of them.
+    def settle(self, outcomes: Mapping[int, Outcome]) -> Outcome:
+        """Take rows out and book what became of their events, in one transaction. Returns that, of this
+        attachment. A row that is not there any more was booked as lost before.
         """
-        gone, own, size = zeros(), Outcome(zeros()), 0
-        with transaction(self._db) as db:
-            for id, outcome in outcomes.items():
-                attachment, row_size, counts = db.execute(
-                    "SELECT attachment, size, counts FROM batch WHERE id = ?", (id,)
-                ).fetchone()
-                self._book(db, attachment, ("acknowledged", "", ""), outcome.acknowledged)
-                for key, lost in outcome.lost.items():
-                    self._book(db, attachment, key, lost)
-                db.execute("DELETE FROM batch WHERE id = ?", (id,))
-                size += row_size
-                if attachment == self.attachment:
-                    gone += _counts(counts)
-                    own.add(outcome)
-        self.size -= size
-        return gone, own
+        ask = f"SELECT {SUMMARY} FROM batch WHERE id = ?"
+        with self._changing() as db:
+            found = [values for id in outcomes if (values := db.execute(ask, (id,)).fetchone())]
+            rows = [read(values) for values in found]
+            own = self._leave(db, ((row, outcomes[row.id]) for row in rows))
+        self._left(rows)
+        return own
 
-    def _book(self, db: sqlite3.Connection, attachment: str, key: tuple[str, str, str], counts: Ints) -> None:
-        where = (attachment, *key)
-        known = db.execute(
-            "SELECT counts FROM settled WHERE attachment = ? AND term = ? AND stage = ? AND reason = ?", where
-        ).fetchone()
-        total = counts + _counts(known[0]) if known else counts
-        db.execute("REPLACE INTO settled VALUES (?, ?, ?, ?, ?)", (*where, _blob(total)))
+    def drop(self, after: int) -> Outcome:
+        """Drop the oldest rows behind the id `after` until there is room again: lost, and to be told."""
+        rows: list[Row] = []
+        with self._changing() as db:
+            over = self.size - self.limit
+            for values in db.execute(f"SELECT {SUMMARY} FROM batch WHERE id > ? ORDER BY id", (after,)):
+                if over < 0:
+                    break
+                rows.append(read(values))
+                over -= rows[-1].size
+            own = self._lose(db, rows, DROPPED)
+        self._left(rows)
+        return own
+
+    def discard(self, row: Row) -> Outcome:
+        """Take out a row that is not whole: kept apart in the same file, lost, and to be told."""
+        with self._changing() as db:
+            db.execute("INSERT INTO damaged SELECT id, attachment, body FROM batch WHERE id = ?", (row.id,))
+            own = self._lose(db, [row], CORRUPT)
+        self._left([row])
+        self._warn(f"{self.path}: a batch is corrupt and kept apart; its {row.records} events are lost")
+        return own
 
     def trim(self) -> None:
         """Drop the oldest rows until what is left is within the limit; their pages are used again."""
         if self.size <= self.limit:
             return
-        with transaction(self._db) as db:
-            size = self.size
+        size, number = self.size, self.number
+        with self._changing() as db:
             for id, row_size in db.execute("SELECT id, size FROM batch ORDER BY id").fetchall():
                 if size <= self.limit:
                     break
                 db.execute("DELETE FROM batch WHERE id = ?", (id,))
-                size -= row_size
-        self.size = size
+                size, number = size - row_size, number - 1
+        self.size, self.number = size, number
 
-    # -- reading
+    def forget(self, told: Iterable[int]) -> None:
+        """These losses were told."""
+        with self._changing() as db:
+            db.executemany("DELETE FROM told WHERE id = ?", ((id,) for id in told))
+
+    def _lose(self, db: sqlite3.Connection, rows: Sequence[Row], reason: str) -> Outcome:
+        tell(db, rows, reason)
+        return self._leave(db, ((row, Outcome(zeros(), lost(reason, row.counts))) for row in rows))
+
+    def _leave(self, db: sqlite3.Connection, outcomes: Iterable[tuple[Row, Outcome]]) -> Outcome:
+        own = Outcome(zeros())
+        for row, outcome in outcomes:
+            book(db, row.attachment, outcome.tally)
+            db.execute("DELETE FROM batch WHERE id = ?", (row.id,))
+            if row.attachment == self.attachment:
+                own.add(outcome)
+        return own
+
+    def _left(self, rows: Sequence[Row]) -> None:
+        self.size -= sum(row.size for row in rows)
+        self.number -= len(rows)
+
+    # -- when it is damaged
+
+    def renew(self, why: str, known: tuple[Ints, Outcome] | None = None) -> Outcome:
+        """Begin a new file with what can be saved of this one; that is kept beside it.
+
+        `known` is what its user knows of this attachment: the events inside, and what became of others. What
+        cannot be saved of those inside is lost, to be told, and returned. Raises BlockedError.
+        """
+        said, missing = salvage.renew(self.path, self._db, lambda new: self._missing(new, known))
+        self._open()
+        gone = Outcome(zeros(), missing)
+        self._warn(f"{why}: {said}" + (f", with {gone.events.sum()} events" if known else ""))
+        return gone
+
+    def _missing(self, new: sqlite3.Connection, known: tuple[Ints, Outcome] | None) -> Tally:
+        if not known:
+            return {}
+        new.execute("DELETE FROM settled WHERE attachment = ?", (self.attachment,))
+        book(new, self.attachment, known[1].tally)
+        return miss(new, self.attachment, known[0] - inside(new, self.attachment))
+
+    def reconcile(self, books: Books) -> None:
+        """Compare an outbox with the books with which a run begins; what is missing is lost, and to be told.
+
+        Raises StoreError.
+        """
+        try:
+            try:
+                missing = self._reconciled(books)
+            except BrokenError as error:
+                self.renew(str(error))
+                missing = self._reconciled(books)
+        except (BlockedError, BrokenError) as error:
+            raise StoreError(f"{self.path} cannot be used ({error}); free some space") from None
+        if missing.any():
+            self._warn(f"{missing.sum()} events that were in {self.path} are not there any more: lost")
+
+    def _reconciled(self, books: Books) -> Ints:
+        with self._changing() as db:
+            missing = reconcile(db, self.attachment, books)
+            ask = "SELECT count(*), coalesce(sum(size), 0) FROM batch"
+            number, size = db.execute(ask).fetchone()
+        self.number, self.size = number, size
+        return missing
+
+    # -- reading: each raises BrokenError
 
     def books(self) -> dict[str, Any] | None:
         """The books that this attachment stored last."""
-        found = self._db.execute(
-            "SELECT plain FROM books WHERE attachment = ?", (self.attachment,)
-        ).fetchone()
+        ask = "SELECT plain FROM books WHERE attachment = ?"
+        with self._asking() as db:
+            found = db.execute(ask, (self.attachment,)).fetchone()
         return msgpack.unpackb(found[0]) if found else None
 
     def counts(self) -> Ints:
         """Events per kind of this attachment, counted from its rows."""
-        rows = self._db.execute("SELECT counts FROM batch WHERE attachment = ?", (self.attachment,))
-        return sum((_counts(blob) for (blob,) in rows), zeros())
+        with self._asking() as db:
+            return inside(db, self.attachment)
 
     def in_outbox(self) -> Ints:
         """For an outbox that no sink works over: what waits in it."""
@@ -241,71 +276,49 @@ class Store:
 
     def settled(self) -> Outcome:
         """What became of the events of this attachment that left."""
-        found = Outcome(zeros())
-        rows = self._db.execute(
-            "SELECT term, stage, reason, counts FROM settled WHERE attachment = ?", (self.attachment,)
-        )
-        for term, stage, reason, blob in rows:
-            counts = _counts(blob)
-            found.add(
-                Outcome(counts)
-                if term == "acknowledged"
-                else Outcome(zeros(), {(term, stage, reason): counts})
-            )
-        return found
+        with self._asking() as db:
+            found = settled(db, self.attachment)
+        return Outcome(found.pop(ACKNOWLEDGED, zeros()), found)
+
+    def losses(self) -> dict[int, tuple[str, Loss]]:
+        """What is to be told, until `forget`: id → attachment and loss."""
+        with self._asking() as db:
+            return losses(db)
 
     def last(self) -> int:
         """The id of the newest row; 0: there is none."""
-        return int(self._db.execute("SELECT coalesce(max(id), 0) FROM batch").fetchone()[0])
+        with self._asking() as db:
+            return int(db.execute("SELECT coalesce(max(id), 0) FROM batch").fetchone()[0])
 
+    @property
     def is_empty(self) -> bool:
         """Whether no row is left."""
-        return self.last() == 0
+        return self.number == 0
 
     def rows(self, after: int = 0, *, size: int = 8 << 20) -> list[Row]:
         """The next rows after an id, with their bodies: one if there is one, then more up to `size` bytes."""
         found: list[Row] = []
-        cursor = self._db.execute(f"SELECT {SUMMARY}, body FROM batch WHERE id > ? ORDER BY id", (after,))
-        for id, first, last, records, row_size, counts, body in cursor:
-            found.append(Row(id, first, last, records, row_size, _counts(counts), body))
-            size -= row_size
-            if size <= 0:
-                break
-        cursor.close()
+        with self._asking() as db:
+            cursor = db.execute(f"SELECT {SUMMARY}, body FROM batch WHERE id > ? ORDER BY id", (after,))
+            for *values, body in cursor:
+                found.append(read(values, body))
+                size -= len(body)
+                if size <= 0:
+                    break
+            cursor.close()
         return found
 
     def before_last(self, records: int) -> int:
         """The id after which at least the newest `records` records stand (all, if there are fewer)."""
-        for id, count in self._db.execute("SELECT id, records FROM batch ORDER BY id DESC"):
-            if records <= 0:
-                return int(id)
-            records -= count
+        with self._asking() as db:
+            for id, count in db.execute("SELECT id, records FROM batch ORDER BY id DESC"):
+                if records <= 0:
+                    return int(id)
+                records -= count
         return 0
 
     def before_time(self, since: int) -> int:
         """The id after which every event of time `since` (ns) or later stands."""
-        found = self._db.execute("SELECT min(id) FROM batch WHERE last >= ?", (since,)).fetchone()[0]
+        with self._asking() as db:
+            found = db.execute("SELECT min(id) FROM batch WHERE last >= ?", (since,)).fetchone()[0]
         return self.last() if found is None else int(found) - 1
-
-
-@contextmanager
-def transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """BEGIN … COMMIT; whatever goes wrong rolls all of it back. What may pass by itself is a BlockedError."""
-    try:
-        db.execute("BEGIN IMMEDIATE")
-        yield db
-        db.execute("COMMIT")
-    except sqlite3.Error as error:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        if error.sqlite_errorcode & 0xFF in PASSING:
-            raise BlockedError(str(error)) from error
-        raise
-
-
-def _blob(counts: Ints) -> bytes:
-    return counts.astype("<i8").tobytes()
-
-
-def _counts(blob: bytes) -> Ints:
-    return np.frombuffer(blob, "<i8").astype(np.int64)

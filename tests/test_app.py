@@ -280,10 +280,9 @@ async def test_an_end_that_leaves_probes_does_not_wait_for_a_pause(
             world.write("fork")
             return super().__call__()
 
-    monkeypatch.setattr(app, "DEADLINE", 5.0)
     with monkeypatch.context() as patched:
         patched.setattr(app, "Clock", Busy)
-        pipeline = world.pipeline()
+        pipeline = world.pipeline(shutdown={"deadline": 5.0})
     async with running(pipeline, detaching=False) as ends:
         await until(lambda: safe(pipeline) > 20)
     assert ends == [True]
@@ -317,10 +316,10 @@ async def test_rows_that_an_earlier_run_left_in_an_outbox_count_on(world: World)
 async def test_what_was_filtered_counts_before_its_batch_is_safe(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "DEADLINE", 0.05)
     with monkeypatch.context() as patched:
         patched.setattr(app, "LogSink", Stuck)
-        pipeline = world.pipeline(judge=Judge("kind <> 'fork'", world.said.append))
+        judge = Judge("kind <> 'fork'", world.said.append)
+        pipeline = world.pipeline(judge=judge, shutdown={"deadline": 0.05})
     async with running(pipeline, detaching=False):
         world.some()
         await until(lambda: bool(pipeline.statement().in_flight.sum() == 20))
@@ -365,10 +364,9 @@ class Stuck(LogSink):
 async def test_an_end_that_takes_too_long_is_cut_short_and_loses_nothing(
     world: World, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "DEADLINE", 0.1 if how == "deadline" else 60.0)
     with monkeypatch.context() as patched:
         patched.setattr(app, "LogSink", Stuck)
-        pipeline = world.pipeline()
+        pipeline = world.pipeline(shutdown={"deadline": 0.1 if how == "deadline" else 60.0})
     async with running(pipeline, detaching=True) as ends:
         world.some()
         await until(lambda: bool(pipeline.statement().in_flight.sum() == 30))

@@ -66,6 +66,7 @@ def test_defaults_are_those_of_the_issue() -> None:
     assert config.assembly == 64 << 20
     assert (config.caps.argv, config.caps.environment, config.caps.path) == (2 << 20, 256 << 10, 64 << 10)
     assert config.outbox.limit == config.log.limit == 4 << 30
+    assert (config.outbox.full, config.shutdown.deadline) == ("block", 30)
     assert (config.topic.partitions, config.topic.max_record) == (12, 8 << 20)
     assert config.environment.enabled
     assert (config.budget.reserve, config.budget.share) == (0.125, 0.5)

@@ -63,13 +63,21 @@ class BookKeeper:
         """A batch left assembly: until it is retired, what its stages book counts in `tally`."""
         self._open[passage.number] = passage
 
-    def checkpoint(self, passage: Passage, acknowledged: Ints) -> dict[str, Any]:
+    def checkpoint(
+        self, passage: Passage, acknowledged: Ints, *, spilled: Ints | None = None
+    ) -> dict[str, Any]:
         """See Keeper. The books that others see (`books`) stand still until `release`."""
         self._ahead.retire(passage)
         self._ahead.acknowledged += acknowledged
+        if spilled is not None:
+            self._ahead.spilled += spilled
         for ring, (position, _) in passage.positions.items():
             self._positions[ring] = position
         return self._ahead.to_plain()
+
+    def settled(self, left: Tally) -> None:
+        """See Keeper."""
+        add(self._ahead.left, left)
 
     def release(self) -> None:
         """See Keeper: the area first, then the rings."""

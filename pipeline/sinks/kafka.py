@@ -134,7 +134,7 @@ class KafkaSink:
             await self._send()
             self._poll()
             await self._retire()
-            if self._must_spill():
+            if self._must_spill() and await self._outbox.make_room(self._row):
                 await self._spill()
             self._room.set()
             if self._is_finished():
@@ -243,7 +243,7 @@ class KafkaSink:
         if not self._spilling:
             slow = self._flying and trio.current_time() - self._flying[0].since > SLOW
             self._spilling = self._is_stalled() or bool(slow and self._keeper.pressure() > 0.5)
-        return self._spilling and self._outbox.has_room()
+        return self._spilling
 
     async def _spill(self) -> None:
         """Bring all that is not acknowledged into the outbox; what librdkafka has of it is not sent twice."""

@@ -30,7 +30,7 @@ class LogSink:
     name = "log"
 
     def __init__(self, store: Store, keeper: Keeper, warn: Callable[[str], None]) -> None:
-        self._store, self._keeper, self._warn = store, keeper, warn
+        self.store, self._keeper, self.warn = store, keeper, warn
         self._held: deque[Encoded] = deque()
 
     async def run(self, source: Link[Encoded]) -> None:
@@ -48,10 +48,14 @@ class LogSink:
             group = [batch]
             while waiting.statistics().current_buffer_used:
                 group.append(waiting.receive_nowait())
-            await persist(self._store, self._keeper, group, "acknowledged", self._warn)
+            await persist(self, self._keeper, group, "acknowledged")
             for _ in group:
                 self._held.popleft()
-            await patiently(self._store.trim, self._store, self._warn)
+            await patiently(self, self.store.trim)
+
+    async def renew(self, why: str) -> None:
+        """See Shelf. What is in the log was acknowledged, and stays that: only readers miss it."""
+        await trio.to_thread.run_sync(self.store.renew, why)
 
     def held(self) -> Ints:
         """See Sink."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from pipeline.event import Encoded, Ints, Passage
+from pipeline.ledger import Tally
 from pipeline.stages.stage import Link
 from pipeline.store import Outcome
 
@@ -22,11 +23,17 @@ __all__ = ["Keeper", "Sink"]
 class Keeper(Protocol):
     """Who keeps the books and moves the rings' positions (sinks/checkpoint.py)."""
 
-    def checkpoint(self, passage: Passage, acknowledged: Ints) -> dict[str, Any]:
+    def checkpoint(
+        self, passage: Passage, acknowledged: Ints, *, spilled: Ints | None = None
+    ) -> dict[str, Any]:
         """Take a passage into the books; return them, plain, to be stored together with its records.
 
-        In order, once per passage. Positions do not move yet.
+        `spilled`: events that went into the outbox. In order, once per passage. Positions do not move yet.
         """
+        ...
+
+    def settled(self, left: Tally) -> None:
+        """Events left the outbox, and its file says so: a second witness, stored with the next books."""
         ...
 
     def release(self) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.answers import Host
 from pipeline.columns import surface_of
-from pipeline.event import Array, Batch, Encoded, Ints, Records
+from pipeline.event import Array, Batch, Encoded, Ints, Records, spans
 from pipeline.ledger import zeros
 from pipeline.promises import pick
 from pipeline.redact import Redaction
@@ -71,8 +71,8 @@ class Encode:
             parts.setdefault(kind.schema.family, []).append(_Part(rows, keys, values))
         times = batch.heads["time"] + batch.clock
         records = {family: _in_order(times, some) for family, some in parts.items()}
-        span = (int(times.min()), int(times.max())) if len(batch) else (0, 0)
-        return (Encoded(records, batch.counts, batch.passage, span),)
+        time = (int(times.min()), int(times.max())) if len(batch) else (0, 0)
+        return (Encoded(records, batch.counts, batch.passage, time, spans(batch.heads["id"])),)
 
     def finish(self) -> Iterable[Encoded]:
         """Nothing is held."""

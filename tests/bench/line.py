@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline.event import Batch, Encoded, Ints, Passage
 from pipeline.kernel.layout import AREA_SIZE
 from pipeline.kernel.ring import Ring
-from pipeline.ledger import Books, zeros
+from pipeline.ledger import Books, Tally, zeros
 from pipeline.redact import Redaction
 from pipeline.sinks.checkpoint import BookKeeper
 from pipeline.sinks.sink import Keeper, Sink
@@ -119,13 +119,19 @@ class Witness:
         """Number of a passage → times of its events; None: nobody asked."""
         self.latencies: list[Ints] = []
 
-    def checkpoint(self, passage: Passage, acknowledged: Ints) -> dict[str, Any]:
+    def checkpoint(
+        self, passage: Passage, acknowledged: Ints, *, spilled: Ints | None = None
+    ) -> dict[str, Any]:
         """See Keeper."""
         self.last = time.monotonic()
         self.acknowledged += acknowledged
         if self.times is not None:
             self.latencies.append(boottime() - self.times.pop(passage.number))
-        return self._keeper.checkpoint(passage, acknowledged)
+        return self._keeper.checkpoint(passage, acknowledged, spilled=spilled)
+
+    def settled(self, left: Tally) -> None:
+        """See Keeper."""
+        self._keeper.settled(left)
 
     def release(self) -> None:
         """See Keeper."""

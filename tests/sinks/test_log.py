@@ -43,7 +43,7 @@ async def test_every_batch_is_a_row_and_the_books_say_so(tmp_path: Path) -> None
 
 async def test_an_empty_batch_moves_the_positions(tmp_path: Path) -> None:
     store, keeper, rings = await run(tmp_path / "log.db", [encoded(1, [], {0: (512, 2)})])
-    assert store.is_empty()
+    assert store.is_empty
     assert rings.positions == {0: 512}
     assert keeper.books.number == 1
 

@@ -57,14 +57,15 @@ async def test_what_goes_in_and_out_is_counted(tmp_path: Path) -> None:
 async def test_a_full_outbox_warns_once(tmp_path: Path) -> None:
     warnings: list[str] = []
     outbox, _, _ = make(tmp_path / "outbox.db", warnings, limit=10_000)
-    assert outbox.has_room()
-    (id,) = await outbox.put(list(stream(1, 100)))
-    assert not outbox.has_room()
-    assert not outbox.has_room()
+    assert await outbox.make_room(0)
+    (batch,) = stream(1, 100)
+    (id,) = await outbox.put([batch])
+    assert not await outbox.make_room(0)
+    assert not await outbox.make_room(0)
     assert len(warnings) == 1
     assert "outbox.limit" in warnings[0]
-    await outbox.settle({id: Outcome(zeros())})
-    assert outbox.has_room()
+    await outbox.settle({id: Outcome(batch.counts)})
+    assert await outbox.make_room(0)
 
 
 @pytest.mark.slow

@@ -1,0 +1,155 @@
+"""What can be saved of a store's file that is corrupt, or that was taken away under the process that has it.
+
+Below store.py. A new file is made beside the old one, the rows that are whole go into it one by one, and only
+then do the files change places; the old one is kept. Killed at any point, the next call finds either the old
+file as it was, or the new one complete under its own name.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, Final, TypeAlias, TypeVar
+
+from pipeline.store_file import SUMMARY, BlockedError, BrokenError, connect, judged, read, transaction
+
+__all__ = ["Places", "is_finished", "places", "put_in_place", "renew"]
+
+PARTS: Final = ("", "-wal", "-shm")
+"""What a database consists of. The WAL is kept with its file: the newest rows may be in it alone."""
+SMALL: Final = ("books", "settled", "told", "damaged")
+ROWS: Final = 64
+"""Rows to a transaction."""
+Places: TypeAlias = tuple[tuple[int, int] | None, ...]
+T = TypeVar("T")
+
+
+def places(path: Path) -> Places:
+    """Which files stand under a database's names now."""
+    return tuple(_place(f"{path}{part}") for part in PARTS)
+
+
+def _place(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def renew(path: Path, old: sqlite3.Connection, amend: Callable[[sqlite3.Connection], T]) -> tuple[str, T]:
+    """Make a new file of what can be read by `old`, which is closed, and put it in its place.
+
+    `amend` does the rest in the new one. Returns, for people, what became of the file; and what `amend` said.
+    Raises BlockedError: all is as it was.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(_draft(path))
+        with closing(connect(_draft(path))) as new:
+            saved, missing = _save(old, new)
+            with transaction(new):
+                amended = amend(new)
+            with judged():
+                new.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        os.replace(_draft(path), _finished(path))
+        aside = put_in_place(path)
+    except OSError as error:
+        raise BlockedError(str(error)) from error
+    old.close()
+    kept = f"it is kept as {aside.name}, and" if aside.exists() else "and"
+    return f"{kept} a new one is begun with {saved} batches, {missing} are lost", amended
+
+
+def _save(old: sqlite3.Connection, new: sqlite3.Connection) -> tuple[int, int]:
+    """Copy what can be read, rows with their ids; how many rows were saved, and how many could not be."""
+    for table in SMALL:
+        with suppress(sqlite3.DatabaseError):
+            rows = old.execute(f"SELECT * FROM {table}").fetchall()
+            _put(new, table, rows)
+    ids, saved = _bounds(old), 0
+    found = _whole(old, ids)
+    while some := [row for _, row in zip(range(ROWS), found, strict=False)]:
+        columns = f"batch ({SUMMARY}, body)"
+        _put(new, columns, some)
+        saved += len(some)
+    # Numbers never repeat: who holds one of a row that is gone shall not find another.
+    with transaction(new):
+        new.execute("DELETE FROM sqlite_sequence WHERE name = 'batch'")
+        new.execute("INSERT INTO sqlite_sequence VALUES ('batch', ?)", (max(ids.stop - 1, 0),))
+    return saved, _claimed(old, ids) - saved
+
+
+def _put(new: sqlite3.Connection, where: str, rows: list[tuple[Any, ...]]) -> None:
+    if rows:
+        with transaction(new):
+            new.executemany(f"INSERT INTO {where} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+
+
+def _bounds(old: sqlite3.Connection) -> range:
+    """The ids that rows may have."""
+    first, end = 1, 1
+    with suppress(sqlite3.DatabaseError, TypeError):
+        end = old.execute("SELECT seq FROM sqlite_sequence WHERE name = 'batch'").fetchone()[0] + 1
+    with suppress(sqlite3.DatabaseError, TypeError):
+        end = max(end, old.execute("SELECT max(id) FROM batch").fetchone()[0] + 1)
+    with suppress(sqlite3.DatabaseError, TypeError):
+        first = max(first, old.execute("SELECT min(id) FROM batch").fetchone()[0])
+    return range(first, end)
+
+
+def _whole(old: sqlite3.Connection, ids: range) -> Iterator[tuple[Any, ...]]:
+    """Rows that are what was stored, one look-up for each: what cannot be read is stepped over."""
+    ask = f"SELECT {SUMMARY}, body FROM batch WHERE id >= ? ORDER BY id LIMIT 1"
+    at = ids.start
+    while at < ids.stop:
+        try:
+            found = old.execute(ask, (at,)).fetchone()
+            if found is None:
+                return
+            at = max(at, found[0])
+            if read(found[:-1], found[-1]).whole:
+                yield found
+        except (sqlite3.DatabaseError, BrokenError, TypeError, ValueError):
+            pass
+        at += 1
+
+
+def _claimed(old: sqlite3.Connection, ids: range) -> int:
+    """Rows that the file says it has; unknown where it cannot even say that: none."""
+    with suppress(sqlite3.DatabaseError):
+        return int(old.execute("SELECT count(*) FROM batch").fetchone()[0])
+    return 0
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a new file waits to be put in place."""
+    return _finished(path).exists()
+
+
+def put_in_place(path: Path) -> Path:
+    """Set the old file aside and the new one in its place; where the old one went."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists():
+        number += 1
+    for part in PARTS:
+        with suppress(FileNotFoundError):
+            os.replace(f"{path}{part}", f"{aside}{part}")
+    os.replace(_finished(path), path)
+    return aside
+
+
+def _remove(path: Path) -> None:
+    for part in PARTS:
+        Path(f"{path}{part}").unlink(missing_ok=True)
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(f"{path.name}.new")
+
+
+def _finished(path: Path) -> Path:
+    return path.with_name(f"{path.name}.saved")

@@ -1,0 +1,253 @@
+"""What the file of a store looks like: its tables, its rows and their checks, and what SQLite's errors mean.
+
+Below store.py and salvage.py. SQLite sees what damages its own structure, not a bit that turns over inside
+a value: so a row carries a CRC-32 of its body, and one (`mark`) of everything else in it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import msgpack
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.event import Encoded, Ints, Records
+from pipeline.ledger import Tally, add
+
+__all__ = [
+    "ACKNOWLEDGED",
+    "SUMMARY",
+    "BlockedError",
+    "BrokenError",
+    "Outcome",
+    "Row",
+    "StoreError",
+    "blob",
+    "connect",
+    "counts_of",
+    "insert",
+    "judged",
+    "read",
+    "transaction",
+]
+
+# Large pages: rows are hundreds of kilobytes. A short WAL: a long one takes disk, and its checkpoint time.
+SETUP: Final = """
+PRAGMA page_size = 65536;
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = FULL;
+PRAGMA wal_autocheckpoint = 256;
+PRAGMA journal_size_limit = 33554432;
+CREATE TABLE IF NOT EXISTS batch (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, attachment TEXT, passage INTEGER, first INTEGER, last INTEGER,
+    records INTEGER, size INTEGER, counts BLOB, spans BLOB, crc INTEGER, mark INTEGER, body BLOB);
+CREATE INDEX IF NOT EXISTS batch_last ON batch (last);
+CREATE TABLE IF NOT EXISTS books (attachment TEXT PRIMARY KEY, plain BLOB);
+CREATE TABLE IF NOT EXISTS settled (
+    attachment TEXT, term TEXT, stage TEXT, reason TEXT, counts BLOB,
+    PRIMARY KEY (attachment, term, stage, reason));
+CREATE TABLE IF NOT EXISTS told (id INTEGER PRIMARY KEY AUTOINCREMENT, attachment TEXT, plain BLOB);
+CREATE TABLE IF NOT EXISTS damaged (id INTEGER, attachment TEXT, body BLOB);
+"""
+ADDED: Final = {"spans": "BLOB", "crc": "INTEGER", "mark": "INTEGER"}
+"""Columns that older files lack."""
+MARKED: Final = ("attachment", "passage", "first", "last", "records", "size", "counts", "spans", "crc")
+SUMMARY: Final = ", ".join(("id", *MARKED, "mark"))
+"""The columns of a row, without its body."""
+PASSING: Final = (
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_NOMEM,
+)
+BROKEN: Final = (
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_FORMAT,
+    # What we ask is always right: the tables are not ours any more.
+    sqlite3.SQLITE_ERROR,
+    sqlite3.SQLITE_CONSTRAINT,
+    sqlite3.SQLITE_MISMATCH,
+)
+
+
+ACKNOWLEDGED: Final = ("acknowledged", "", "")
+
+
+class StoreError(UserError):
+    """The file cannot be used at all (folder not writable, locked by another)."""
+
+
+class BlockedError(Exception):
+    """Nothing was stored, trying again later may succeed: the disk is full, or another process writes."""
+
+
+class BrokenError(UserError):
+    """The file is corrupt, or it is no longer where it was: nothing more can be trusted to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a row that leaves the outbox."""
+
+    acknowledged: Ints
+    lost: Tally = field(default_factory=dict)
+
+    def add(self, other: Outcome) -> None:
+        """Take another one's events in."""
+        np.add(self.acknowledged, other.acknowledged, out=self.acknowledged)
+        add(self.lost, other.lost)
+
+    @property
+    def tally(self) -> Tally:
+        """All of it, by term, stage and reason."""
+        return {ACKNOWLEDGED: self.acknowledged, **self.lost}
+
+    @property
+    def events(self) -> Ints:
+        """All its events, per kind."""
+        return sum(self.lost.values(), self.acknowledged)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One batch as it is stored."""
+
+    id: int
+    attachment: str
+    passage: int
+    first: int
+    last: int
+    """First and last time of an event, ns since the epoch."""
+    records: int
+    size: int
+    """Bytes of its body."""
+    counts: Ints
+    """Events per kind number."""
+    spans: tuple[tuple[int, int], ...]
+    """See Encoded."""
+    body: bytes = b""
+    whole: bool = True
+    """False: the body is not what was stored."""
+
+    def unpack(self) -> dict[str, Records]:
+        """Family → records, as they were put in."""
+        return {family: Records(*columns) for family, columns in msgpack.unpackb(self.body).items()}
+
+
+def connect(path: Path, *, setup: bool = True) -> sqlite3.Connection:
+    """Open a file, or begin one. `setup`: make sure of its tables. Raises BlockedError, BrokenError."""
+    with judged():
+        db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+    try:
+        with judged():
+            if setup:
+                _set_up(db)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _set_up(db: sqlite3.Connection) -> None:
+    db.executescript(SETUP)
+    known = {name for _, name, *_ in db.execute("PRAGMA table_info (batch)")}
+    for name, kind in ADDED.items():
+        if name not in known:
+            db.execute(f"ALTER TABLE batch ADD COLUMN {name} {kind}")
+
+
+def insert(db: sqlite3.Connection, attachment: str, batch: Encoded) -> tuple[int, int]:
+    """Add a batch; id and size of its row."""
+    body = msgpack.packb({f: (r.keys, r.values, r.times) for f, r in batch.records.items()})
+    values = (
+        attachment,
+        batch.passage.number,
+        *batch.time,
+        len(batch),
+        len(body),
+        blob(batch.counts),
+        msgpack.packb(batch.spans),
+        zlib.crc32(body),
+    )
+    cursor = db.execute(
+        f"INSERT INTO batch ({', '.join(MARKED)}, mark, body) VALUES ({'?, ' * len(MARKED)}?, ?)",
+        (*values, _mark(values), body),
+    )
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid, len(body)
+
+
+def read(values: Sequence[Any], body: bytes | None = None) -> Row:
+    """The row of a SUMMARY. Raises BrokenError when that is not what was stored; for a body see `whole`."""
+    id, *marked, mark = values
+    attachment, passage, first, last, records, size, counts, spans, crc = marked
+    if mark is not None and mark != _mark(marked):
+        raise BrokenError(f"row {id} is corrupt")
+    return Row(
+        id,
+        attachment,
+        passage,
+        first,
+        last,
+        records,
+        size,
+        counts_of(counts),
+        tuple((a, b) for a, b in msgpack.unpackb(spans)) if spans else (),
+        body or b"",
+        body is None or crc is None or zlib.crc32(body) == crc,
+    )
+
+
+def _mark(marked: Sequence[Any]) -> int:
+    return zlib.crc32(msgpack.packb(tuple(marked)))
+
+
+@contextmanager
+def judged() -> Iterator[None]:
+    """Turn SQLite's errors into BlockedError and BrokenError."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)  # without: text that is none
+        if code & 0xFF in BROKEN or code == sqlite3.SQLITE_IOERR_SHORT_READ:
+            raise BrokenError(f"is corrupt ({error})") from error
+        if code & 0xFF in PASSING:
+            raise BlockedError(str(error)) from error
+        raise
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """BEGIN … COMMIT; whatever goes wrong rolls all of it back. Raises BlockedError, BrokenError."""
+    try:
+        with judged():
+            db.execute("BEGIN IMMEDIATE")
+            yield db
+            db.execute("COMMIT")
+    finally:
+        if db.in_transaction:
+            with suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+
+
+def blob(counts: Ints) -> bytes:
+    """Events per kind, as they are stored."""
+    return counts.astype("<i8").tobytes()
+
+
+def counts_of(stored: bytes) -> Ints:
+    """What `blob` stored."""
+    return np.frombuffer(stored, "<i8").astype(np.int64)
