@@ -7,7 +7,7 @@
 // always room for one that has had none yet. Parts of an exec's data stop at half of what its head may: heads go first.
 //
 // What a group has taken counts until all of it was read, by position and not by time: it holds however long nobody reads. While
-// a ring is not that full nothing is counted and nobody is asked.
+// a ring is not that full nothing is counted: who asks how full it is learns how many numbers can go by until it could be.
 //
 // An event asks once, for all of its chunks, before its head has a number: the budget's refusal is a lost event with a
 // counter of its own, and no gap.
@@ -70,12 +70,15 @@ static __always_inline u32 budget_take(struct settings *set, void *space, u64 fr
 }
 
 // How many of an event's chunks may go into a ring.
-static __always_inline u32 grant(struct settings *set, void *space, u16 number, u32 parts)
+static __always_inline u32 grant(struct settings *set, struct books *book, void *space, u16 number, u32 parts)
 {
-    u64 filled = bpf_ringbuf_query(space, BPF_RB_AVAIL_DATA);
-    if (filled + parts * STRIDE <= set->open)
+    if (book->sequence + parts <= book->ask)
         return parts;
+    u64 filled = bpf_ringbuf_query(space, BPF_RB_AVAIL_DATA);
     u64 open = filled < set->open ? (set->open - filled) / STRIDE : 0;
+    book->ask = book->sequence + open;
+    if (parts <= open)
+        return parts;
     if (!KEPT(number))
         return open;
     u64 free = bpf_ringbuf_query(space, BPF_RB_RING_SIZE) - filled;
@@ -88,7 +91,7 @@ static __always_inline struct chunk *head_room(struct settings *set, struct book
                                                u16 number, u32 parts, u32 *granted, u64 *id)
 {
     void *space = rings.lookup(&ring);
-    *granted = space ? grant(set, space, number, parts) : 0;
+    *granted = space ? grant(set, book, space, number, parts) : 0;
     if (KEPT(number) && space && !*granted) {
         *id = hidden_id(book, ring);
         count(kind->lost_budget);

@@ -32,6 +32,7 @@ struct books {
     u64 identity_full;  // processes that found no place in `identities`
     u64 cut_calls;      // events cut short because a tail call fell through
     u64 joins;          // open joins of two hooks; 0 when nothing is under way
+    u64 ask;            // up to this number nobody needs to ask how full the ring is (budget.h)
     struct kind_books kinds[KINDS];
 };
 

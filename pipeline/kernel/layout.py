@@ -69,6 +69,7 @@ BOOKS: Final = np.dtype(
         ("identity_full", "<i8"),
         ("cut_calls", "<i8"),
         ("joins", "<i8"),
+        ("ask", "<i8"),
         ("kinds", _KIND, (KINDS,)),
     ]
 )
@@ -86,6 +87,7 @@ OWN: Final = np.dtype(
         ("drops", "<i8"),
         *((name, "<i8") for name in OWN_COUNTERS),
         ("seen", "<i8"),  # when its reader looked last, ns since boot
+        ("none", "<i8"),
         ("kinds", _KIND, (KINDS,)),
     ]
 )
