@@ -9,22 +9,20 @@ closes its link, the end cascades, and `run` is over when the sink has made the 
 from __future__ import annotations
 
 import signal
-import time
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import trio
 
 from pipeline import books, place
 from pipeline.books import Holder
-from pipeline.chunk import AUDIT_RING, PERF_RING
 from pipeline.clock import Clock
 from pipeline.columns import Columns
 from pipeline.config import Config
 from pipeline.console import View
 from pipeline.event import Batch, Encoded, Ints
-from pipeline.kernel.attachment import Attachment, ourselves
+from pipeline.kernel.attachment import Attachment
 from pipeline.kernel.manifest import Manifest
 from pipeline.ledger import Statement, zeros
 from pipeline.live_answers import LiveAnswers
@@ -35,11 +33,8 @@ from pipeline.sinks.kafka import KafkaSink
 from pipeline.sinks.log import LogSink
 from pipeline.sinks.outbox import Outbox
 from pipeline.sinks.sink import Sink
-from pipeline.sources.audit import Audit
 from pipeline.sources.feeds import Feed
-from pipeline.sources.perf import Perf, Wanted
 from pipeline.sources.rings import Rings
-from pipeline.sources.wires import Kept, Multicast
 from pipeline.stages import stage
 from pipeline.stages.assemble import Assemble
 from pipeline.stages.encode import Encode
@@ -65,17 +60,14 @@ class Pipeline:
         self,
         config: Config,
         target: place.Place,
-        manifest: Manifest,
+        attachment: Attachment,
+        feeds: Sequence[Feed],
         judge: Judge | None,
         say: Say,
-        drop: Callable[[], None] = lambda: None,
     ) -> None:
-        """`drop` gives up the privileges that feeds are opened with."""
+        manifest = attachment.manifest
         self._config, self._manifest, self._say = config, manifest, say
-        self._attachment = Attachment(manifest)
-        self._attachment.know(ourselves())
-        self._feeds = self._make_feeds()
-        drop()
+        self._attachment = attachment
         self._store = _store(config, target, manifest, say)
         # What an earlier run of this attachment left in other places counts on.
         parked = [store for store in books.stores(manifest) if store.path != self._store.path]
@@ -96,7 +88,7 @@ class Pipeline:
             ring.release(ring.position)
         self._sink = self._make_sink(target)
         self._view = None if config.quiet or isinstance(target, place.Stdout) else View(console())
-        self._source = Rings(self._rings, self._attachment.descriptors, Clock(), feeds=self._feeds)
+        self._source = Rings(self._rings, self._attachment.descriptors, Clock(), feeds=feeds)
         self._stages = self._make_stages(judge)
         self._holders: list[Holder] = []
         self._leave_rest = False
@@ -117,23 +109,6 @@ class Pipeline:
             return JsonLines(self._keeper)
         return LogSink(self._store, self._keeper, self._say)
 
-    def _make_feeds(self) -> list[Feed]:
-        """Sources that are no BPF programs. Opened here, while there are privileges."""
-        config, attachment = self._config, self._attachment
-        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        caps, uids, cgroups = config.caps.model_dump(), config.kernel.uids, config.kernel.cgroups
-        surfaces = {kind: self._manifest.surfaces[kind] for kind in self._manifest.kinds}
-        feeds: list[Feed] = []
-        if kinds := [kind for kind, surface in surfaces.items() if surface == "perf"]:
-            ring = attachment.own_ring(PERF_RING, caps)
-            feeds.append(Perf(ring, attachment.who(), Wanted(kinds, config.memory.all, uids, cgroups), now))
-        if "audit" in surfaces and AUDIT_RING in self._manifest.rings:
-            ring, kept = attachment.own_ring(AUDIT_RING, caps), attachment.records()
-            booked = attachment.source_books(AUDIT_RING)["lost"]
-            wire = Kept(*kept, booked) if kept else Multicast()
-            feeds.append(Audit(ring, wire, attachment.who(), now, uids, cgroups))
-        return feeds
-
     async def open(self) -> None:
         """Reach the broker, where there is one; what it says of its limits goes into encode."""
         if isinstance(self._sink, KafkaSink):
@@ -143,9 +118,7 @@ class Pipeline:
         """Run to the end. `detaching`: no event shall come in after the end began. False: it had to be cut
         short.
         """
-        with closing(self._store), ExitStack() as feeds, trio.CancelScope() as scope:
-            for feed in self._feeds:
-                feeds.callback(feed.close)
+        with closing(self._store), trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_told, scope, detaching)
                 nursery.start_soon(books.answer, self._config.state, self.statement)

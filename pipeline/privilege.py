@@ -14,7 +14,7 @@ import errno
 import os
 import pwd
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -146,18 +146,22 @@ def confine() -> None:
         raise UserError("the capability bounding set cannot be emptied: CAP_SETPCAP is missing")
 
 
-def drop(user: User) -> None:
+def drop(user: User, *, keep: Iterable[str] = (), commands: Collection[int] = BPF) -> None:
     """Become the user, for good. All threads do: the C library tells them of the user, the kernel takes their
-    capabilities with it, and the filter is theirs too.
+    capabilities with it, and the filter is theirs too. `keep`: capabilities that stay, to this thread alone;
+    `commands`: those of bpf() that stay.
     """
     capng = _library("capng")
     capng.capng_clear(capng.CAPNG_SELECT_BOTH)
+    for name in keep:
+        kept = capng.CAPNG_EFFECTIVE | capng.CAPNG_PERMITTED
+        capng.capng_update(capng.CAPNG_ADD, kept, capng.capng_name_to_capability(name))
     if capng.capng_change_id(user.uid, user.gid, capng.CAPNG_DROP_SUPP_GRP | capng.CAPNG_CLEAR_AMBIENT):
         raise UserError(f"this process cannot become {user.name}: CAP_SETUID or CAP_SETGID is missing")
-    _filter().load()
+    _filter(commands).load()
 
 
-def _filter() -> Any:
+def _filter(commands: Collection[int]) -> Any:
     """The filter of system calls. What it denies fails with EPERM: a library that tries goes on without."""
     seccomp = _library("seccomp")
     deny, equal, above = seccomp.ERRNO(errno.EPERM), seccomp.MASKED_EQ, seccomp.GE
@@ -169,8 +173,8 @@ def _filter() -> Any:
     # A thread is welcome, a process is not. The newer call hides its flags: the C library takes the older.
     made.add_rule(deny, "clone", seccomp.Arg(0, equal, CLONE_THREAD, 0))
     made.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")
-    most = max(BPF)
-    for command in set(range(most)) - set(BPF):
+    most = max(commands)
+    for command in set(range(most)) - set(commands):
         made.add_rule(deny, "bpf", seccomp.Arg(0, equal, WORD, command))
     made.add_rule(deny, "bpf", seccomp.Arg(0, above, most + 1))
     return made

@@ -13,9 +13,8 @@ import fcntl
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,9 +23,11 @@ from pipeline.app import Pipeline, Say
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.kernel import attachment
+from pipeline.kernel.attachment import Attachment, ourselves
 from pipeline.kernel.layout import wanted
 from pipeline.kernel.manifest import Manifest
 from pipeline.schema import by_name
+from pipeline.sources.privileged import Feeds
 from pipeline.stages.filter import Judge
 from pipeline.tables import console, print_ledger, summary
 
@@ -43,17 +44,21 @@ async def run(config: Config, *, say: Say) -> int:
     folders = {config.state, target.path} if isinstance(target, place.Folder) else {config.state}
     for folder in folders:
         privilege.own(folder, user)
-    with _alone(config.state):
+    with _alone(config.state), ExitStack() as stack:
         manifest, ours = _attached(config, say)
         for text in absent(manifest):
             say(text)
         try:
+            opened = Attachment(manifest)
+            opened.know(ourselves())
+            feeds = stack.enter_context(closing(Feeds(config, opened, user)))
             privilege.confine()
             privilege.give(user, config.pins, folders)
             config = config.model_copy(update={"pins": privilege.reach(config.pins)})
             manifest = replace(manifest, pins=str(config.pins))
             judge = Judge(config.filter, say) if config.filter else None
-            pipeline = Pipeline(config, target, manifest, judge, say, partial(privilege.drop, user))
+            privilege.drop(user)
+            pipeline = Pipeline(config, target, opened, feeds.all, judge, say)
             await pipeline.open()
         except BaseException:
             if ours:  # nothing half-attached is left behind
@@ -129,7 +134,7 @@ def _attached(config: Config, say: Say) -> tuple[Manifest, bool]:
                 "name it with --state, or remove them with `promissory detach`"
             )
         say("attaching …")
-        return attachment.attach(config, attachment.ourselves()), True
+        return attachment.attach(config, ourselves()), True
     if manifest.kinds != wanted(config):
         say(f"taking up what is attached: {', '.join(manifest.kinds)}; to change it: promissory detach")
     return manifest, False

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.chunk import BUSY, DISCARD, HEADER, SIZE, STRIDE, event_id
 from pipeline.kernel.attachment import Attachment
-from pipeline.kernel.layout import AREA_SIZE, BOOKS, Identity
+from pipeline.kernel.layout import AREA_SIZE, BOOKS
 from pipeline.kernel.manifest import Hook, Manifest
 from pipeline.kernel.ring import PAGE, Ring, RingMemory
 from pipeline.ledger import RingBooks
@@ -180,12 +180,7 @@ class Attached(Attachment):
         self._memories = {number: ring.memory for number, ring in self.kernel.items()}
         self._programs = {}
         self._own = {}
-        self.known: list[Identity] = []
         self.linked = True
-
-    def know(self, process: Identity) -> None:
-        """There is no map of identities: remember what it would hold."""
-        self.known.append(process)
 
     def remove_links(self) -> None:
         """From now on nothing comes in."""

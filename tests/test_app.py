@@ -21,7 +21,6 @@ from pipeline.chunk import PAYLOAD, event_id
 from pipeline.clock import Clock
 from pipeline.config import Config
 from pipeline.event import Batch, Ints
-from pipeline.kernel.attachment import ourselves
 from pipeline.ledger import Books, Statement
 from pipeline.schema import by_name
 from pipeline.sinks.log import LogSink
@@ -67,7 +66,7 @@ class World:
 
     def pipeline(self, *, judge: Judge | None = None, expiry: float = 0.1, **given: Any) -> Pipeline:
         config = Config(state=self.state, quiet=True, expiry=expiry, **given)
-        return Pipeline(config, place.Folder(self.state), self.attached.manifest, judge, self.said.append)
+        return Pipeline(config, place.Folder(self.state), self.attached, [], judge, self.said.append)
 
     def records(self) -> list[dict[str, Any]]:
         """All that the log holds."""
@@ -88,12 +87,6 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     world = World(tmp_path)
-
-    def opened(manifest: object) -> Attached:
-        assert manifest is world.attached.manifest
-        return world.attached
-
-    monkeypatch.setattr(app, "Attachment", opened)
     monkeypatch.setattr(app, "SETTLE", 0.01)
     yield world
     for ring in world.kernel:
@@ -160,7 +153,6 @@ async def test_every_event_becomes_one_record_in_order(world: World) -> None:
     assert plain["in_flight"] == 0
     assert world.is_empty
     assert not world.attached.linked, "nothing came in after the end began"
-    assert world.attached.known == [ourselves()], "it does not audit itself"
 
 
 async def test_a_live_ledger_is_balanced_and_can_be_asked_for(world: World) -> None:

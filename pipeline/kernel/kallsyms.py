@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Final
@@ -19,7 +20,8 @@ class Kallsyms:
     """Symbols of code, sorted by address."""
 
     def __init__(self, file: Path = FILE) -> None:
-        self._file = file
+        # Open from the beginning: addresses are for who was allowed to see them then.
+        self._file = os.open(file, os.O_RDONLY) if file.exists() else None
         self._read = float("-inf")
         self._addresses = np.empty(0, np.uint64)
         self._names: list[bytes] = []
@@ -39,11 +41,17 @@ class Kallsyms:
         where = name + f"+{address - first:#x}/{following - first:#x}".encode()
         return where + b" " + module if module else where
 
+    def close(self) -> None:
+        """Read no more."""
+        if self._file is not None:
+            os.close(self._file)
+
     def _load(self) -> None:
-        try:
-            lines = self._file.read_bytes().splitlines()
-        except OSError:
-            lines = []
+        lines: list[bytes] = []
+        if self._file is not None:
+            with open(self._file, "rb", closefd=False) as file:
+                file.seek(0)
+                lines = file.read().splitlines()
         # ffffffff81000000 T name [module]: the first of several names for one address stands.
         code = {int(line[:16], 16): line[19:] for line in reversed(lines) if line[17:18] in b"tTwW"}
         code.pop(0, None)  # an address that is hidden from us

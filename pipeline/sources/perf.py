@@ -8,10 +8,11 @@ kernel counts it, and the ring's books say so.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from pipeline.kernel.bpf import ProgramInfo
 from pipeline.kernel.own_ring import OwnRing
 from pipeline.kernel.perf_event import Sideband
 from pipeline.kernel.perf_record import Comm, Content, content
@@ -42,11 +43,20 @@ class Wanted:
 class Perf:
     """The feed (feeds.py) of perf events."""
 
-    def __init__(self, ring: OwnRing, who: Who, wanted: Wanted, now: int) -> None:
-        """Open everything, and read from `now` on (ns since boot). OSError carries the kernel's answer."""
+    def __init__(
+        self,
+        ring: OwnRing,
+        who: Who,
+        wanted: Wanted,
+        now: int,
+        program: Callable[[int], ProgramInfo] | None = None,
+    ) -> None:
+        """Open everything, and read from `now` on (ns since boot). `program`: see Events. OSError carries the
+        kernel's answer.
+        """
         self._ring, self._who, self._wanted = ring, who, wanted
         self._sideband = Sideband(wanted.kinds, data=wanted.data)
-        self._events = Events(wanted.kinds)
+        self._events = Events(wanted.kinds, program)
         self._comms: Remembered[int, tuple[int, bytes]] = Remembered(_COMMS)
         """pid → since when its first thread has which name."""
         ring.opened(now)
@@ -83,6 +93,7 @@ class Perf:
     def close(self) -> None:
         """Give the descriptors back."""
         self._sideband.close()
+        self._events.close()
 
     def _learn(self, said: Content, time: int) -> None:
         if isinstance(said, Comm) and said.pid == said.tid:

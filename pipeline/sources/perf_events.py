@@ -7,7 +7,7 @@ called. That is remembered from earlier records, and asked of the kernel when th
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -60,9 +60,14 @@ class Event(NamedTuple):
 class Events:
     """Call it for each record, in their order."""
 
-    def __init__(self, kinds: Collection[str]) -> None:
-        """`kinds`: those that are wanted; all else is no event."""
+    def __init__(
+        self, kinds: Collection[str], program: Callable[[int], ProgramInfo] | None = None
+    ) -> None:
+        """`kinds`: those that are wanted; all else is no event. `program` tells of a BPF program by its id,
+        where bpf.program_info may not be asked any more.
+        """
         self._kinds = frozenset(kinds)
+        self._ask = program or bpf.program_info
         self._spaces: Remembered[int, Spaces] = Remembered(_THREADS)
         self._programs: Remembered[int, ProgramInfo] = Remembered(_PROGRAMS)
         self._symbols = Kallsyms()
@@ -105,6 +110,10 @@ class Events:
                 length = max(len(said.old), len(said.new))
                 data = {"symbol": self._symbols.at(said.address) or b"", "old": said.old, "new": said.new}
                 return Event(kind, record.pid, record.tid, {"address": said.address, "length": length}, data)
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._symbols.close()
 
     def _mmap(self, said: Mmap) -> Event | None:
         if said.name == b"[vdso]" and not said.inode:
@@ -161,7 +170,7 @@ class Events:
     def _program(self, id: int) -> ProgramInfo | None:
         """Ask for a program; None: it is gone."""
         try:
-            found = self._programs[id] = bpf.program_info(id)
+            found = self._programs[id] = self._ask(id)
         except OSError:
             return None
         return found

@@ -81,10 +81,12 @@ class Multicast:
 
     keeps = False
 
-    def __init__(self, clock: Callable[[], int] = _boottime) -> None:
-        """Listen. `clock`: ns since boot. OSError carries the kernel's answer."""
-        self._listener, self._clock = netlink.listen(BUFFER), clock
-        self._lost = _given_up()
+    def __init__(self, given_up: Callable[[], int], clock: Callable[[], int] = _boottime) -> None:
+        """Listen. `given_up`: records that the kernel gave up since the boot; `clock`: ns since boot. OSError
+        carries the kernel's answer.
+        """
+        self._listener, self._given_up, self._clock = netlink.listen(BUFFER), given_up, clock
+        self._lost = given_up()
         self.more = False
 
     @property
@@ -111,7 +113,7 @@ class Multicast:
 
     def lost(self, missing: int) -> int:
         """See Wire."""
-        before, self._lost = self._lost, _given_up()
+        before, self._lost = self._lost, self._given_up()
         return missing + max(self._lost - before, 0)
 
     def release(self, place: int | None) -> None:
@@ -209,11 +211,3 @@ def _heads(found: Slice) -> Iterator[Record]:
     columns = (heads["type"].tolist(), found.chunks["time"][rows].tolist(), places.tolist(), who)
     for number, written, place, values in zip(*columns, strict=True):
         yield Record(number, b"", written, place, dict(zip(NAMES, values, strict=True)))
-
-
-def _given_up() -> int:
-    """Records that the kernel gave up since the boot; 0 where it is not ours to ask."""
-    try:
-        return netlink.status().lost
-    except PermissionError:
-        return 0

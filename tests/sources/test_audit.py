@@ -62,7 +62,7 @@ class World:
 
     def wire(self) -> Multicast:
         """Over this paper."""
-        return Multicast(lambda: self.now)
+        return Multicast(lambda: netlink.status().lost, lambda: self.now)
 
     def pump(self, audit: Audit, now: int, **more: bool) -> None:
         """Look at `now`."""
