@@ -1,4 +1,4 @@
-"""`python -m tests.faults`: whether docs/faults.md is as its results are; `--write` takes those of the last runs."""
+"""`python -m tests.faults`: whether docs/faults.md is as its results are; `--write` takes the last runs'."""
 
 from __future__ import annotations
 

@@ -22,9 +22,10 @@ class Row:
     """`row("1 SIGKILL", "12 × SIGKILL …")`, and then, or at once, its figures; they are kept when the test is
     over, also when it failed."""
 
-    def __init__(self, test: str, terminal: pytest.TerminalReporter | None) -> None:
+    def __init__(self, request: pytest.FixtureRequest) -> None:
         self.result: Result | None = None
-        self._test, self._terminal = test, terminal
+        self._test = request.node.nodeid.partition("::")[2]
+        self._capture = request.config.pluginmanager.get_plugin("capturemanager")
 
     def __call__(self, row: str, did: str, **figures: Figure) -> None:
         """Name the row, its number in docs/faults.md first."""
@@ -37,16 +38,14 @@ class Row:
 
     def say(self, text: str) -> None:
         """A line for who waits."""
-        if self._terminal:
-            self._terminal.ensure_newline()
-            self._terminal.write_line(f"  {text}", flush=True)
+        with self._capture.global_and_fixture_disabled():
+            print(f"\n  {text}", flush=True)
 
 
 @pytest.fixture
 def row(request: pytest.FixtureRequest) -> Iterator[Row]:
     """This test's row in docs/faults.md."""
-    terminal = request.config.pluginmanager.get_plugin("terminalreporter")
-    found = Row(request.node.nodeid.partition("::")[2], terminal)
+    found = Row(request)
     yield found
     if found.result:
         found.result.passed = request.node.stash.get(PASSED, False)

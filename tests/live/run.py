@@ -108,6 +108,18 @@ class Live:
 
     def start(self, *flags: str, events: str = ALL) -> None:
         """Begin `run`, and wait until it answers for its ledger."""
+        self.spawn(*flags, events=events)
+        self.await_answer()
+
+    def await_answer(self) -> None:
+        """Wait until `run` answers for its ledger."""
+        assert self.process
+        process = self.process
+        eventually(lambda: process.poll() is not None or self.answers(), "the pipeline to begin", ATTACHING)
+        assert process.poll() is None, self.said()
+
+    def spawn(self, *flags: str, events: str = ALL) -> subprocess.Popen[bytes]:
+        """Begin `run`, and wait for nothing."""
         with self._output.open("ab") as output:
             self.process = subprocess.Popen(
                 [*COMMAND, "run", "--state", str(self.state), "--events", events, "--quiet", *flags],
@@ -117,11 +129,10 @@ class Live:
                 stderr=output,
                 start_new_session=True,  # a Ctrl-C at the tests is none of its business
             )
-        process = self.process
-        eventually(lambda: process.poll() is not None or self._answers(), "the pipeline to begin", ATTACHING)
-        assert process.poll() is None, self.said()
+        return self.process
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
+        """Whether `run` answers for its ledger."""
         return bool((ask(self.state) or {}).get("attempted"))
 
     def stop(self, by: signal.Signals = signal.SIGINT) -> int:

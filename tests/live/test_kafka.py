@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import ormsgpack
 import pytest
@@ -38,17 +40,16 @@ def frames(kafka: Broker, topic: str) -> list[Frame]:
     """All of a topic, by partition and offset."""
     # Numbers as text, each with a blank behind it; then key and value, each behind its length.
     command = ["kcat", "-q", "-b", kafka.address, "-t", topic, "-C", "-e", "-f", "%p %o %K %k%S %s"]
-    said = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
-    found, at = [], 0
-    while at < len(said):
-        partition, offset, length, rest = said[at:].split(b" ", 3)
-        at = len(said) - len(rest)
-        key = said[at : at + int(length)]
-        size, rest = said[at + len(key) :].split(b" ", 1)
-        at = len(said) - len(rest)
-        value = said[at : at + int(size)]
-        at += len(value)
-        found.append(Frame(int(partition), int(offset), key, value))
+    said = io.BytesIO(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
+
+    def number() -> int:
+        return int(b"".join(iter(partial(said.read, 1), b" ")))
+
+    found, end = [], len(said.getbuffer())
+    while said.tell() < end:
+        partition, offset = number(), number()
+        key = said.read(number())
+        found.append(Frame(partition, offset, key, said.read(number())))
     return sorted(found)
 
 
