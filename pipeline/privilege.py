@@ -107,7 +107,7 @@ def _as(user: User) -> Iterator[None]:
 
 def give(user: User, pins: Path, folders: Iterable[Path]) -> None:
     """Make the user's: a folder of pins with all that is in it, and root's files in folders of the user's."""
-    for path in (pins, *pins.iterdir()):
+    for path in (pins, *pins.rglob("*")):
         os.chown(path, user.uid, user.gid, follow_symlinks=False)
     for folder in folders:
         for path in folder.iterdir():
