@@ -309,7 +309,8 @@ def _explain(error: ValidationError, sources: tuple[Source, ...]) -> str:
     source = next((s for s in sources if s.has(path)), sources[-1])
     if first["type"] == "extra_forbidden":
         return f"unknown key {source.spell(path)}{_nearest(path, source.spell)}"
-    return f"{source.spell(path)} is {first['input']!r}, wanted: {_wanted(first['type'], first)}"
+    value = "not good" if path[:1] == ("kafka",) else repr(first["input"])  # it may be a secret
+    return f"{source.spell(path)} is {value}, wanted: {_wanted(first['type'], first)}"
 
 
 def _wanted(kind: str, error: Mapping[str, Any]) -> str:

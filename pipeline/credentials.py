@@ -9,7 +9,6 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,7 +35,7 @@ CHECK: Final = "check `kafka.ssl.*`"
 
 
 def read(properties: Mapping[str, Any]) -> dict[str, Any]:
-    """Properties of librdkafka, with what is in files instead of their names. UserError: one cannot be read."""
+    """Properties of librdkafka, with what is in files instead of their names. UserError: there is none."""
     found = dict(properties)
     for name, instead in FILES.items():
         # Of CAs there may be a folder, or `probe`: librdkafka looks for itself.
@@ -56,7 +55,7 @@ def _text(name: str, path: Path) -> str:
 
 
 def distrust(address: str, properties: Mapping[str, Any]) -> str | None:
-    """Why the certificate of a broker is not trusted, and what to do; None: it is, or cannot be seen. Blocks."""
+    """Why a broker's certificate is not trusted, and what to do; None: it is, or cannot be seen. Blocks."""
     host, _, port = address.partition(",")[0].rpartition(":")
     host = host.strip("[]")
     try:

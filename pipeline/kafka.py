@@ -14,6 +14,7 @@ from confluent_kafka import IsolationLevel, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
+from pipeline.credentials import distrust, read
 from pipeline.errors import UserError
 from pipeline.place import Kafka
 from pipeline.schema import families
@@ -23,6 +24,7 @@ __all__ = [
     "REMEDIES",
     "AwayError",
     "BrokerError",
+    "DistrustError",
     "clear",
     "ensure",
     "explain",
@@ -79,10 +81,21 @@ REMEDIES: Final[Mapping[int, str]] = {
     KafkaError.POLICY_VIOLATION: "the cluster's policy refuses the topic; create it by hand",
     KafkaError._FATAL: "the producer cannot go on",
 }
+TRUST: Final = (
+    KafkaError._AUTHENTICATION,
+    KafkaError.SASL_AUTHENTICATION_FAILED,
+    KafkaError.UNSUPPORTED_SASL_MECHANISM,
+    KafkaError._SSL,
+)
+"""Errors that a change at the broker can mend."""
 
 
 class BrokerError(UserError):
     """The broker or its settings need a person."""
+
+
+class DistrustError(BrokerError):
+    """The broker refuses us, or we its certificate; that may be mended where it is."""
 
 
 class AwayError(Exception):
@@ -102,8 +115,13 @@ def clear(address: str) -> Iterator[None]:
         yield
     except KafkaException as exception:
         error = exception.args[0]
-        kind = BrokerError if error.code() in REMEDIES else AwayError
-        raise kind(explain(error, address)) from None
+        raise _trouble(error, explain(error, address)) from None
+
+
+def _trouble(error: KafkaError, text: str) -> Exception:
+    if error.code() in TRUST:
+        return DistrustError(text)
+    return BrokerError(text) if error.code() in REMEDIES else AwayError(text)
 
 
 def _is_settling(exception: BaseException) -> bool:
@@ -133,7 +151,7 @@ def settings(place: Kafka, properties: Mapping[str, Any], **own: Any) -> dict[st
         "client.id": "promissory",
         "reconnect.backoff.max.ms": 1000,
         "log_level": 0,
-        **properties,
+        **read(properties),
         "bootstrap.servers": place.address,
         **{name.replace("_", "."): value for name, value in own.items()},
     }
@@ -182,10 +200,16 @@ def _ask(place: Kafka, properties: Mapping[str, Any]) -> tuple[AdminClient, Any]
             client.poll(0)
             for error in heard:
                 if error.code() in REMEDIES:
-                    raise BrokerError(explain(error, place.address)) from None
+                    raise _trouble(error, _why(error, place, properties)) from None
             if time.monotonic() > deadline:
                 error = heard[0] if heard else exception.args[0]
                 raise AwayError(explain(error, place.address)) from None
+
+
+def _why(error: KafkaError, place: Kafka, properties: Mapping[str, Any]) -> str:
+    """As `explain` says it; of a certificate, librdkafka does not tell what is wrong with it."""
+    refused = distrust(place.address, properties) if error.code() == KafkaError._SSL else None
+    return f"Kafka at {place.address}: {refused}" if refused else explain(error, place.address)
 
 
 def present(place: Kafka, properties: Mapping[str, Any]) -> tuple[str, dict[str, list[int]]]:

@@ -87,6 +87,9 @@ def _kafka(text: str) -> Kafka:
     if not rest.startswith("//"):
         raise PlaceError(f"{text}: write kafka://HOST:PORT or kafka://HOST:PORT/PREFIX")
     hosts, slash, prefix = rest[2:].partition("/")
+    if "@" in hosts:
+        # Not to be repeated: it may be a password.
+        raise PlaceError("a place holds no user and no password, others would see them; set kafka.sasl.*")
     for host in hosts.split(","):
         name, _, port = host.rpartition(":")
         if not re.fullmatch(r"[^\s:/@\[\]]+|\[[0-9A-Fa-f:.]+\]", name):

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline import books, place, privilege
+from pipeline import books, credentials, place, privilege
 from pipeline.app import Pipeline, Say
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -40,6 +40,7 @@ HOOK: Final = re.compile(r"^\w+/\w+: ")
 async def run(config: Config, *, say: Say) -> int:
     """Run until the duration is over or a signal comes; print the ledger; return the exit status."""
     target = place.parse(config.to) if config.to else place.Folder(config.state)
+    config = config.model_copy(update={"kafka": credentials.read(config.kafka)})
     user = privilege.find(config.user)
     folders = {config.state, target.path} if isinstance(target, place.Folder) else {config.state}
     for folder in folders:

@@ -30,7 +30,7 @@ def test_what_is_understood(text: str, place: object) -> None:
         ("kafka:localhost", "write kafka://HOST:PORT"),
         ("kafka://localhost", "not HOST:PORT"),
         ("kafka://:9092", "not HOST:PORT"),
-        ("kafka://me:secret@host:9092", "not HOST:PORT"),
+        ("kafka://me:secret@host:9092", r"no password, .*; set kafka\.sasl\.\*$"),
         ("kafka://h:1,", "not HOST:PORT"),
         ("kafka://h:0", "a port is a number"),
         ("kafka://h:65536", "a port is a number"),

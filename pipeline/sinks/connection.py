@@ -8,7 +8,7 @@ from typing import Any, Final
 import trio
 from confluent_kafka import KafkaError, Producer
 
-from pipeline.kafka import OVERHEAD, AwayError, BrokerError, clear, ensure, producer
+from pipeline.kafka import OVERHEAD, AwayError, BrokerError, DistrustError, clear, ensure, producer
 from pipeline.place import Kafka
 
 __all__ = ["Connection"]
@@ -34,10 +34,12 @@ class Connection:
         """Family → bytes of the largest record that its topic takes; known once the broker was seen."""
 
     async def open(self) -> None:
-        """Reach the broker; missing topics are made. Raises BrokerError, AwayError: `stay` goes on trying."""
+        """Reach the broker; missing topics are made. Raises BrokerError, AwayError: after that, and after
+        DistrustError, `stay` goes on trying.
+        """
         try:
             await self._reach()
-        except AwayError:
+        except (AwayError, DistrustError):
             self._lost.set()
             raise
 

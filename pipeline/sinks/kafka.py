@@ -17,7 +17,7 @@ import trio
 from confluent_kafka import KafkaError
 
 from pipeline.event import Encoded, Ints
-from pipeline.kafka import AwayError, explain
+from pipeline.kafka import AwayError, DistrustError, explain
 from pipeline.ledger import zeros
 from pipeline.place import Kafka
 from pipeline.sinks.connection import Connection
@@ -89,7 +89,7 @@ class KafkaSink:
         try:
             await self._connection.open()
             self._progress = trio.current_time()
-        except AwayError as error:
+        except (AwayError, DistrustError) as error:
             self._say_away(str(error))
 
     async def run(self, source: Link[Encoded]) -> None:
