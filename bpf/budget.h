@@ -72,11 +72,12 @@ static __always_inline u32 budget_take(struct settings *set, void *space, u64 fr
 // How many of an event's chunks may go into a ring.
 static __always_inline u32 grant(struct settings *set, struct books *book, void *space, u16 number, u32 parts)
 {
-    if (book->sequence + parts <= book->ask)
+    u64 sequence = book->sequence;
+    if (sequence + parts <= book->ask)
         return parts;
     u64 filled = bpf_ringbuf_query(space, BPF_RB_AVAIL_DATA);
     u64 open = filled < set->open ? (set->open - filled) / STRIDE : 0;
-    book->ask = book->sequence + open;
+    book->ask = sequence + open;
     if (parts <= open)
         return parts;
     if (!KEPT(number))

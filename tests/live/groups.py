@@ -1,60 +1,119 @@
-"""What bpf/budget.h tells apart: a process that enters a group of its own, with all its children."""
+"""What bpf/budget.h tells apart: storms of programs, each in a group of its own, while nobody reads."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Final
 
-from pipeline.kernel.layout import cgroup_known
+from pipeline.config import load
+from pipeline.kernel import bpf
+from pipeline.kernel.layout import cgroup_known, settings
+from tests.live.run import PATIENCE, Live, Record
 
-__all__ = ["KINDS", "UIDS", "Group"]
+__all__ = ["CPUS", "EVENTS", "FORKS", "KINDS", "PROGRAMS", "UIDS", "Beside", "Storm"]
 
-KINDS = ("cgroup",) if cgroup_known() else ("session", "user")
+KINDS: Final = ("cgroup",) if cgroup_known() else ("session", "user")
 """What groups are told apart by, here."""
-UIDS = tuple(range(61_236, 61_246))
+UIDS: Final = range(61_236, 61_300)
 """Nobody else's: with the kernel's filter by uid, all that is not filtered was made here."""
-CGROUPS = Path("/sys/fs/cgroup")
-NUMBERS = count()
+EVENTS: Final = ("exec", "fork", "exit")
+CPUS: Final = os.cpu_count() or 1
+PROGRAMS: Final = '"$0" storm {cpu} {each} marked &'
+"""Processes that each execute a program."""
+FORKS: Final = "(i=0; while [ $i -lt {each} ]; do (:); i=$((i + 1)); done; echo {each}) &"
+"""Processes that only end."""
+CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
-@dataclass(frozen=True)
-class Group:
-    """One of a kind, by its number."""
+@dataclass
+class Storm:
+    """Programs on each CPU at once, and the shell that began them, which then becomes one that stays."""
 
-    kind: str
-    number: int
+    shell: subprocess.Popen[bytes]
+    each: int
+    gid: int
+    """Of all its processes, and of no others."""
+    cgroup: Path | None
 
-    @property
-    def uid(self) -> int:
-        """Whom its processes run as."""
-        return UIDS[self.number if self.kind == "user" else 0]
+    def executed(self) -> int:
+        """How many programs that was, when all is done, the shell's two among them."""
+        assert self.shell.stdout
+        for _ in range(CPUS):
+            assert int(self.shell.stdout.readline()) == self.each
+        return 2 + CPUS * (1 + self.each)
 
-    def start(self, *command: bytes | str, environ: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-        """Run a command inside. It may be run by a shell that starts others: they are all in it."""
-        return subprocess.Popen(
-            command,
+    def end(self) -> None:
+        """End the one that stays."""
+        self.shell.communicate(timeout=PATIENCE)
+        assert self.shell.returncode == 0
+        if self.cgroup:
+            self.cgroup.rmdir()
+
+
+class Beside:
+    """A run over rings of `ring` bytes, and groups of a kind that do something beside each other."""
+
+    def __init__(self, live: Live, acts: bytes, kind: str, ring: int) -> None:
+        self.live, self._acts, self._kind, self._ring = live, acts, kind, ring
+        self._numbers = count()
+
+    def storm(self, each: int, environment: Collection[str] = (), line: str = PROGRAMS) -> Storm:
+        """So many programs on each CPU, in a group where nothing was done before; or another `line` of shell,
+        which has to say `each` at its end.
+        """
+        number = next(self._numbers)
+        cgroup = None
+        if self._kind == "cgroup":
+            cgroup = CGROUPS / f"promissory-test-{os.getpid()}-{number}"
+            cgroup.mkdir()
+        lines = [line.format(cpu=cpu, each=each) for cpu in range(CPUS)]
+        shell = subprocess.Popen(
+            ["/bin/sh", "-c", "\n".join((*lines, "wait", 'exec "$0" stay')), self._acts],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=dict(pair.split("=", 1) for pair in environ),
-            preexec_fn=self._enter(),
+            env=dict.fromkeys(environment, "v" * 36),
+            preexec_fn=partial(self._enter, UIDS[number], cgroup),
         )
+        return Storm(shell, each, UIDS[number], cgroup)
 
-    def _enter(self) -> Callable[[], None]:
-        folder = CGROUPS / f"promissory-test-{os.getpid()}-{self.number}"
-        if self.kind == "cgroup":
-            folder.mkdir(exist_ok=True)
+    def _enter(self, number: int, cgroup: Path | None) -> None:
+        if cgroup:
+            (cgroup / "cgroup.procs").write_text("0")
+        if self._kind == "session":
+            Path("/proc/self/loginuid").write_text(str(UIDS[0]))
+        os.setgroups([])
+        os.setgid(number)
+        os.setuid(number if self._kind == "user" else UIDS[0])
 
-        def enter() -> None:
-            if self.kind == "cgroup":
-                (folder / "cgroup.procs").write_text("0")
-            elif self.kind == "session":
-                Path("/proc/self/loginuid").write_text(str(self.uid))
-            os.setgroups([])
-            os.setgid(self.uid)
-            os.setuid(self.uid)
+    @contextmanager
+    def unread(self) -> Iterator[None]:
+        """Nobody reads the rings."""
+        assert self.live.process
+        self.live.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.live.process.send_signal(signal.SIGCONT)
 
-        return enter
+    def budget(self, reserve: float, share: float) -> None:
+        """Set it while programs are attached."""
+        flags = {"ring": {"size": self._ring}, "budget": {"reserve": reserve, "share": share}}
+        config = load({**flags, "kernel": {"uids": tuple(UIDS)}}, environ={})
+        pin = bpf.get(self.live.pins / "map_settings")
+        bpf.update(pin, bytes(4), settings(config, EVENTS))
+        os.close(pin)
+        self.live.books()["ask"] = 0
+
+    def came(self, storm: Storm) -> list[Record]:
+        """The execs of a storm's programs that are in the log, also those that came without arguments."""
+        shell = storm.shell.pid
+        execs = (r for r in self.live.log.read() if r["kind"] == "exec" and r["process"]["gid"] == storm.gid)
+        return [r for r in execs if shell not in (r["process"]["pid"], r["process"]["parent"]["pid"])]

@@ -17,6 +17,7 @@ import msgpack
 import pytest
 
 from pipeline.books import ask
+from pipeline.event import Array
 from pipeline.kernel import bpf
 from pipeline.kernel.layout import BOOKS, OWN_ROWS, books_view
 from pipeline.kernel.manifest import Manifest
@@ -166,14 +167,18 @@ class Live:
             found = json.loads(self.command("ledger", "--state", str(self.state), "--json").stdout)
         return found
 
-    def joins(self) -> int:
-        """Joins of two hooks that are open now, as the kernel's books count them."""
+    def books(self) -> Array:
+        """The kernel's counters, live: a row of BOOKS for each CPU."""
         manifest = Manifest.read(self.state)
         assert manifest is not None
         books = bpf.get(self.pins / "map_books")
         memory = bpf.map_memory(books, (manifest.entries + OWN_ROWS) * BOOKS.itemsize)
         os.close(books)
-        return int(books_view(memory, manifest.entries)["joins"][: manifest.entries].sum())
+        return books_view(memory, manifest.entries)[: manifest.entries]
+
+    def joins(self) -> int:
+        """Joins of two hooks that are open now, as the kernel's books count them."""
+        return int(self.books()["joins"].sum())
 
     def said(self) -> str:
         """What `run` wrote."""
