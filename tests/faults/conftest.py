@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ class Row:
     def __init__(self, request: pytest.FixtureRequest) -> None:
         self.result: Result | None = None
         self._test = request.node.nodeid.partition("::")[2]
-        self._capture = request.config.pluginmanager.get_plugin("capturemanager")
+        self._capture: Any = request.config.pluginmanager.get_plugin("capturemanager")
 
     def __call__(self, row: str, did: str, **figures: Figure) -> None:
         """Name the row, its number in docs/faults.md first."""
