@@ -21,7 +21,8 @@ struct stream {
 };
 
 // Send the head of an event whose data `stream` has in hand: all of it inside the head when it fits, else more follows.
-// The event's id is in stream->id, also when the head was lost (and booked). An exec's own id is its exec id.
+// The event's id is in stream->id, also when the head was lost (and booked), or refused: then no chunk has it. An exec's own id is
+// its exec id.
 #define HEAD_LOST 0
 #define HEAD_ALONE 1
 #define HEAD_AND_MORE 2
@@ -37,7 +38,7 @@ static __always_inline int head_send(struct stream *stream, struct settings *set
     u32 granted;
     u64 id;
     struct chunk *chunk = head_room(set, book, kind, ring, stream->kind, stream->parts, &granted, &id);
-    stream->id = id;
+    stream->id = id ? id : hidden_id(book, ring);
     stream->granted = granted;
     if (!chunk)
         return HEAD_LOST;
