@@ -21,6 +21,7 @@
 #include "chunk.h"
 #include "budget.h"
 #include "identity.h"
+#include "entry.h"
 #include "event.h"
 #include "call.h"
 #include "path.h"

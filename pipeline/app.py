@@ -144,7 +144,7 @@ class Pipeline:
             nursery.start_soon(self._sink.run, link)
 
     def _make_stages(self, judge: Judge | None) -> list[Stage[Any, Any]]:
-        config, surfaces = self._config, self._manifest.surfaces
+        config, surfaces = self._config, self._attachment.surfaces
         answers = LiveAnswers(config.host.id, config.host.name, config.host.labels)
         redaction = Redaction(
             config.environment.allow, config.redact.argv, environment=config.environment.enabled

@@ -4,7 +4,8 @@ statement.
     attach → privileges dropped (privilege.py) → pipeline (app.py) → last statement
 
 A run that found nothing attached attaches, and detaches at a clean end; one that found probes attached takes
-up where the last one stopped, and leaves them attached.
+up where the last one stopped, and leaves them attached. What is attached is handed over where this run asks
+for other events, or its programs are others.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.kernel import attachment
 from pipeline.kernel.attachment import Attachment, ourselves
-from pipeline.kernel.layout import wanted
+from pipeline.kernel.likeness import differing, is_current
 from pipeline.kernel.manifest import Manifest
 from pipeline.schema import by_name
 from pipeline.sources.privileged import Feeds
@@ -79,9 +80,9 @@ async def run(config: Config, *, say: Say) -> int:
 
 
 def attach(config: Config) -> Manifest:
-    """Attach probes that stay."""
-    with _alone(config.state):
-        return attachment.attach(config)
+    """Attach probes that stay, or hand over what is attached; a pipeline that runs goes on."""
+    os.umask(0o077)
+    return attachment.attach(config)
 
 
 def detach(config: Config, say: Say) -> bool:
@@ -91,6 +92,9 @@ def detach(config: Config, say: Say) -> bool:
     with _alone(config.state):
         manifest = Manifest.read(config.state)
         if manifest is None:
+            return attachment.detach(config)
+        if differing(manifest):
+            say("these probes are another version's: what was in their rings is lost, and in no books")
             return attachment.detach(config)
         plain = _remove(config, manifest)
     unread = sum(row["count"] for row in plain["losses"] if row["reason"] == "detached")
@@ -136,8 +140,11 @@ def _attached(config: Config, say: Say) -> tuple[Manifest, bool]:
             )
         say("attaching …")
         return attachment.attach(config, ourselves()), True
-    if manifest.kinds != wanted(config):
-        say(f"taking up what is attached: {', '.join(manifest.kinds)}; to change it: promissory detach")
+    if manifest.pins != str(config.pins):
+        raise UserError(f"probes are attached with pins in {manifest.pins}, not {config.pins}: name those")
+    if not is_current(manifest, config):
+        say("what is attached is handed over to the programs and events of this run …")
+        manifest = attachment.attach(config, attachment.ourselves())
     return manifest, False
 
 

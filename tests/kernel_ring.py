@@ -22,6 +22,7 @@ from pipeline.kernel.attachment import Attachment
 from pipeline.kernel.layout import AREA_SIZE, BOOKS
 from pipeline.kernel.manifest import Hook, Manifest
 from pipeline.kernel.ring import PAGE, Ring, RingMemory
+from pipeline.kernel.surfaces import Surfaces
 from pipeline.ledger import RingBooks
 from pipeline.schema import by_name
 from tests import chunks
@@ -178,7 +179,8 @@ class Attached(Attachment):
         self.area = mmap.mmap(-1, AREA_SIZE)
         self.descriptors = {number: ring.descriptor for number, ring in self.kernel.items()}
         self._memories = {number: ring.memory for number, ring in self.kernel.items()}
-        self._programs = {}
+        self._entries = {}
+        self.surfaces = Surfaces(self.manifest, lambda: self.manifest)
         self._own = {}
         self.linked = True
 

@@ -228,8 +228,11 @@ def test_attach_stays_and_detach_leaves_nothing(tmp_path: Path, pins: str) -> No
         "attached: exec (tracepoint), fork"
     )
     assert Path(pins, "ring_0").exists()
-    assert "`promissory detach` removes them" in complaint(
-        "attach", status=1, PROMISSORY_PINS=pins, PROMISSORY_STATE=str(tmp_path)
+    assert promissory("attach", PROMISSORY_PINS=pins, PROMISSORY_STATE=str(tmp_path)).stdout.startswith(
+        "handed over, generation 2: exec (tracepoint), fork"
+    )
+    assert "attached for another state folder" in complaint(
+        "attach", status=1, PROMISSORY_PINS=pins, PROMISSORY_STATE=str(tmp_path / "other")
     )
     assert promissory("detach", PROMISSORY_PINS=pins, PROMISSORY_STATE=str(tmp_path)).stdout == "detached\n"
     assert not Path(pins).exists()

@@ -280,14 +280,20 @@ def ledger(state: State = None, config: File = None, as_json: Json = False) -> N
 
 @app.command()
 def attach(state: State = None, config: File = None, events: Events = None, surface: Surface = None) -> None:
-    """Attach probes that stay when this command ends: rings fill until a `run` takes what is in them."""
+    """Attach probes that stay when this command ends: rings fill until a `run` takes what is in them.
+
+    What is attached already is handed over, without a hole, also under a `run` that is live.
+    """
     settings = configure(config, state=state, events=events, surface=surface)
     need_root("attach")
     need_folder(settings.state)
     from pipeline.session import attach as attach_probes
 
     manifest = attach_probes(settings)
-    print(f"attached: {', '.join(f'{event} ({name})' for event, name in manifest.surfaces.items())}")
+    done = "attached" if manifest.generation == 1 else f"handed over, generation {manifest.generation}"
+    print(f"{done}: {', '.join(f'{event} ({name})' for event, name in manifest.surfaces.items())}")
+    if late := manifest.late:
+        print(f"begin with the next run: {', '.join(late)}")
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """The pipeline's side of what the loader pinned: attach, open, look, detach. No bcc here.
 
 `attach` runs the loader in a process of its own; `Attachment` opens its pins: rings, the kernel's counters,
-the checkpoint's memory. `detach` removes every pin, link and map of ours.
+the checkpoint's memory; a hand-over may change programs and hooks under it. `detach` removes every pin, link
+and map of ours.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pipeline.chunk import HEADER, PERF_RING, PROC_RING
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.event import Array, Ints
-from pipeline.kernel import bpf
+from pipeline.kernel import bpf, pins
 from pipeline.kernel.layout import (
     AREA_SIZE,
     BOOKS,
@@ -43,24 +44,21 @@ from pipeline.kernel.layout import (
 from pipeline.kernel.manifest import FILE, PROC_FILE, Hook, Manifest
 from pipeline.kernel.own_ring import OwnMemory, OwnRing
 from pipeline.kernel.ring import Ring, RingMemory
+from pipeline.kernel.surfaces import Surfaces
 from pipeline.kernel.who import Who
 from pipeline.ledger import Books, KernelBooks, RingBooks, Tally, zeros
 from pipeline.schema import by_name
 
 __all__ = ["Attachment", "attach", "detach", "is_attached", "matrix", "ourselves", "probe"]
 
-PINS: Final = ("link_*", "program_*", "ring_*", "map_*")
-"""What the loader calls its pins; links first, so that no program runs without its maps' names."""
 BPFFS: Final = Path("/sys/fs/bpf")
 
 
 def attach(config: Config, pipeline: Identity | None = None) -> Manifest:
-    """Run the loader; `pipeline` is the process whose own events are not reported."""
+    """Run the loader: what is attached already is handed over. `pipeline` is the process whose own events are
+    not reported.
+    """
     _mount(config.pins)
-    if is_attached(config):
-        raise UserError(
-            f"probes are attached already (pins in {config.pins}); `promissory detach` removes them"
-        )
     config.state.mkdir(parents=True, exist_ok=True)
     _loader("attach", config, pipeline)
     manifest = Manifest.read(config.state)
@@ -85,18 +83,15 @@ def matrix(config: Config) -> list[Hook]:
 
 def is_attached(config: Config) -> bool:
     """Whether something of ours is pinned."""
-    return (config.pins / "map_books").exists()
+    return pins.is_attached(config.pins)
 
 
 def detach(config: Config) -> bool:
     """Remove every pin of ours, and with the last of them programs, links and maps. False: there was none."""
-    ours = [path for pattern in PINS for path in config.pins.glob(pattern)]
-    there = (config.pins / "map_books") in ours
-    for path in ours if there else ():
-        path.unlink()
-    if there:
-        with contextlib.suppress(OSError):  # something of others' is in it, or bpffs is root's alone
-            config.pins.resolve().rmdir()
+    there = is_attached(config)
+    if config.pins.exists():  # also what a loader left that was killed
+        with pins.alone(config.pins):
+            pins.clear(config.pins)
     for name in (FILE, PROC_FILE):
         (config.state / name).unlink(missing_ok=True)
     return there
@@ -147,6 +142,7 @@ class Attachment:
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
+        self._entries: dict[str, tuple[int, int]] = {}
         pins = Path(manifest.pins)
         try:
             memory = bpf.map_memory(
@@ -163,13 +159,8 @@ class Attachment:
                 ring: OwnMemory(fd, manifest.rings[ring]) for ring, fd in found.items() if ring >= PERF_RING
             }
             self._identities = bpf.get(pins / "map_identities")
-            # Misses of a program that kinds share (the end of system calls) are charged to the last of them.
-            self._programs = {
-                pin: (by_name()[hook.event].number, bpf.get(pins / pin))
-                for hook in manifest.hooks
-                if hook.works
-                for pin in hook.hooks.values()
-            }
+            self.renew()
+            self.surfaces = Surfaces(self.manifest, self.renew)
         except PermissionError:
             raise UserError(f"{pins} can be entered by root and the pipeline's user only; try sudo") from None
         except OSError as error:
@@ -180,6 +171,21 @@ class Attachment:
             own.finish(self._own_row(ring))
         file = Path(manifest.state) / PROC_FILE
         self._processes: Array = np.frombuffer(file.read_bytes() if file.exists() else b"", HEADER)
+
+    def renew(self) -> Manifest:
+        """Take up what a hand-over changed."""
+        self.manifest = self.manifest.renewed()
+        before, self._entries = self._entries, {}
+        for hook in self.manifest.hooks:
+            for pin in hook.hooks.values() if hook.works else ():
+                known = self._entries.get(pin) or before.pop(pin, None)
+                with contextlib.suppress(FileNotFoundError):  # a hand-over is under way, or was killed
+                    fd = known[1] if known else bpf.get(Path(self.manifest.pins) / pin)
+                    # Misses of a program that kinds share (the end of system calls) are charged to the last.
+                    self._entries[pin] = by_name()[hook.event].number, fd
+        for _, fd in before.values():
+            os.close(fd)
+        return self.manifest
 
     def rings(self, books: Books) -> dict[int, Ring]:
         """A reader for each ring, and for the first look at /proc, from where the books end."""
@@ -246,7 +252,9 @@ class Attachment:
     def misses(self) -> Ints:
         """Events per kind that the kernel skipped because the program was running already on that CPU."""
         found = zeros()
-        for kind, fd in self._programs.values():
+        for name, count in self.manifest.skipped.items():
+            found[by_name()[name].number] += count
+        for kind, fd in self._entries.values():
             found[kind] += bpf.program_misses(fd)
         return found
 

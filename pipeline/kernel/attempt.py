@@ -17,8 +17,8 @@ from pipeline.chunk import OWN_RINGS
 from pipeline.config import Config
 from pipeline.kernel import bpf, netlink, own_ring, perf_event
 from pipeline.kernel.acts import ACTS, act
-from pipeline.kernel.calls import NUMBERS
-from pipeline.kernel.compiler import Compiled, attach, signature
+from pipeline.kernel.compiler import Compiled
+from pipeline.kernel.generation import DISPATCHER, Generation, Place, enter, name_of
 from pipeline.kernel.layout import (
     AREA_SIZE,
     BOOKS,
@@ -35,16 +35,13 @@ from pipeline.kernel.layout import (
 )
 from pipeline.kernel.manifest import Hook
 from pipeline.kernel.source import Choice, fed
-from pipeline.schema import Schema, Surface, by_name
+from pipeline.schema import Schema, by_name
 
-__all__ = ["DISPATCHER", "LOG", "SOURCES", "Attempt", "Witness"]
+__all__ = ["LOG", "SOURCES", "Attempt", "Witness"]
 
 LOG: Final = "loader.log"
-MAPS: Final = ("books", "settings", "identities", "uids", "cgroups")
 SYMBOL_FORMAT: Final = b"%pS".ljust(8, b"\0")
 """How bpf/texts.h has the kernel write a symbol."""
-DISPATCHER: Final = "raw_tp/sys_exit"
-"""The hook of bpf/sys_exit.c, which calls the handlers of hooks of type sys_exit."""
 
 
 class Witness(Protocol):
@@ -64,11 +61,13 @@ SOURCES: Final[dict[str, Callable[[], Witness]]] = {"audit": netlink.Witness, "p
 
 
 class Attempt:
-    """Attached surfaces. `pinned` is what has to be kept, by the names of its pins; `rings`: CPU → bytes."""
+    """Attached surfaces. `pinned` is what has to be kept, by the names of its pins, besides the pins of its
+    generation; `rings`: CPU → bytes.
+    """
 
     def __init__(self, config: Config, cpus: Collection[int], entries: int, choice: Choice) -> None:
         """Compile. `cpus` get rings, `entries` is one more than the highest that there could be."""
-        self._config, self._choice, self._entries = config, choice, entries
+        self._config, self.choice, self._entries = config, choice, entries
         self._log = config.state / LOG
         processes = min(int(Path("/proc/sys/kernel/pid_max").read_text()), 1 << 20)
         self.compiled = Compiled(
@@ -95,47 +94,41 @@ class Attempt:
             place, fd = (each.to_bytes(4, "little") for each in (entries, self.pinned[RECORDS]))
             bpf.update(self.compiled.map("rings"), place, fd)
         self.pinned["map_checkpoint"] = bpf.create_array(AREA_SIZE, 1, "checkpoint")
-        self._maps = {f"map_{name}": self.compiled.map(name) for name in self._names()}
+        self._maps = {f"map_{name}": fd for name, (fd, _) in self.compiled.memories().items()}
         self.pinned |= self._maps
+        self.generation: Generation | None = None
 
     def tap(self, kinds: Collection[str], pipeline: Identity | None) -> list[Hook]:
         """Attach everything and prove it. `kinds` are reported, save those of `pipeline`'s own doing (I8)."""
         self._set(kinds)
         self._know(pipeline)
-        # Exit first: what takes identities away must be there before what gives them. And loading takes far
-        # longer than attaching: done before, little happens between the first hook and the last.
-        order = [by_name()[kind] for kind in reversed(list(self._choice))]
-        loaded = {schema.name: self._load(schema, self._choice[schema.name]) for schema in order}
-        dispatcher = self._load_dispatcher()
-        hooks = [self._attach(schema, self._choice[schema.name], loaded[schema.name]) for schema in order]
-        if dispatcher is not None:
-            self.pinned["link_sys_exit"] = attach(DISPATCHER, dispatcher, self._log)
+        # Loading takes far longer than attaching: done before, little happens between the first hook and the
+        # last. Exit is first here too.
+        self.generation = Generation(self.compiled, self.choice)
+        hooks = [self._attach(by_name()[kind], self.generation) for kind in reversed(list(self.choice))]
+        for place in self.generation.programs:
+            if place[1] == DISPATCHER:
+                self._enter(place, self.generation)
         return self._proven(hooks)[::-1]
 
     def drop(self, failed: Collection[Hook]) -> None:
         """Detach what does not work."""
         for hook in failed:
-            for name in [name for name in self.pinned if _belongs(name, hook.event)]:
+            pins = tuple(f"{what}_{hook.event}-" for what in ("link", "entry", "slot"))
+            for name in sorted(name for name in self.pinned if name.startswith(pins)):
                 os.close(self.pinned.pop(name))
+            if self.generation:
+                self.generation.drop(hook.event)
 
     def close(self) -> None:
         """Detach everything."""
-        for name in sorted(self.pinned.keys() - self._maps.keys()):  # links first; maps are bcc's to close
+        # A link before its slot. Maps are bcc's to close.
+        for name in sorted(self.pinned.keys() - self._maps.keys()):
             os.close(self.pinned[name])
         self.pinned.clear()
-
-    def _names(self) -> Iterator[str]:
-        """Maps of the compiled unit that outlive this process."""
-        yield from MAPS
-        yield from (f"calls_{kind}" for kind, surface in self._choice.items() if surface.parts)
-        if self._has_sys_exit:
-            yield "calls_sys_exit"
-        if fed(self._choice):
-            yield "pids"
-
-    @property
-    def _has_sys_exit(self) -> bool:
-        return any(surface.name == "sys_exit" for surface in self._choice.values())
+        if self.generation:
+            self.generation.close()
+            self.generation = None
 
     def _make_books(self) -> Any:
         size = (self._entries + OWN_ROWS) * BOOKS.itemsize
@@ -167,61 +160,21 @@ class Attempt:
         if pipeline:
             bpf.update(identities, pipeline.key, IDENTITY.pack(0, OURS, 0))
 
-    def _load(self, schema: Schema, surface: Surface) -> dict[str, int] | OSError:
-        """Hook → descriptor of its program; or the kernel's answer."""
-        found: dict[str, int] = {}
-        tables: dict[int, dict[int, int]] = {}  # per signature: bcc's table → the one to use
-        try:
-            for hook, program in _in_order(surface):
-                kind = signature(hook)
-                if surface.parts and hook in surface.hooks and kind not in tables:
-                    tables[kind] = self._load_parts(schema.name, surface, hook, len(tables))
-                found[hook] = self.compiled.load(hook, program, tables.get(kind, {}))
-                self.pinned[_pin("program", schema.name, hook)] = found[hook]
-        except OSError as error:
-            return error
-        return found
-
-    def _load_parts(self, kind: str, surface: Surface, hook: str, number: int) -> dict[int, int]:
-        """The programs that those at hooks of one signature go on to, and the table that these call them by:
-        the first has bcc's, any other its own.
-        """
-        name, suffix = f"calls_{kind}", f"-{number}" if number else ""
-        table = self.compiled.map(name)
-        instead = {}
-        if number:
-            instead[table] = table = bpf.create_table(len(surface.parts), name)
-            self.pinned[f"map_{name}{suffix}"] = table
-        for place, part in enumerate(surface.parts):
-            fd = self.compiled.load(hook, part, instead)
-            bpf.update(table, place.to_bytes(4, "little"), fd.to_bytes(4, "little"))
-            self.pinned[f"program_{kind}-{part}{suffix}"] = fd
-        return instead
-
-    def _load_dispatcher(self) -> int | None:
-        if not self._has_sys_exit:
-            return None
-        self.pinned["program_sys_exit"] = fd = self.compiled.load(DISPATCHER, "on_sys_exit", {})
-        return fd
-
-    def _attach(self, schema: Schema, surface: Surface, loaded: Mapping[str, int] | OSError) -> Hook:
-        pins = {
-            hook: "program_sys_exit" if hook.startswith("sys_exit/") else _pin("program", schema.name, hook)
-            for hook in surface.hooks
-        }
+    def _attach(self, schema: Schema, generation: Generation) -> Hook:
+        surface = self.choice[schema.name]
+        pins = {hook: f"entry_{name_of(_place(schema.name, hook))}" for hook in surface.hooks}
         tap = Hook(schema.name, surface.name, pins, True, "attached, unproven", surface.cost)
-        if isinstance(loaded, OSError):
-            return replace(tap, works=False, answer=f"refused: {loaded.strerror}")
         try:
-            for hook, fd in loaded.items():
-                if hook.startswith("sys_exit/"):
-                    for number in NUMBERS[hook.removeprefix("sys_exit/")]:
-                        self.compiled.put("calls_sys_exit", number, fd)
-                else:
-                    self.pinned[_pin("link", schema.name, hook)] = attach(hook, fd, self._log)
+            if schema.name in generation.refused:
+                raise generation.refused[schema.name]
+            for place in [place for place in generation.programs if place[0] == schema.name]:
+                self._enter(place, generation)
         except OSError as error:
             return replace(tap, works=False, answer=f"refused: {error.strerror}")
         return tap if surface.name != "proc" else replace(tap, answer="read once, when attached")
+
+    def _enter(self, place: Place, generation: Generation) -> None:
+        self.pinned |= enter(self.compiled, place, generation.programs[place], self._log)
 
     def _proven(self, hooks: list[Hook]) -> list[Hook]:
         """Do something harmless and see which hooks noticed: that a program is attached does not mean that it
@@ -258,7 +211,7 @@ class Attempt:
         """For each surface that is a source of the pipeline's: who looks, or why nobody can."""
         found: dict[str, Witness] = {}
         answers: dict[str, str] = {}
-        for name in {s.name for s in self._choice.values() if not s.hooks and s.name != "proc"}:
+        for name in {s.name for s in self.choice.values() if not s.hooks and s.name != "proc"}:
             try:
                 found[name] = SOURCES[name]()
             except KeyError:
@@ -275,15 +228,6 @@ class Attempt:
         return self._books["kinds"]["filtered_test"].sum(axis=0)
 
 
-def _in_order(surface: Surface) -> Iterator[tuple[str, str]]:
-    """Hooks and programs; those that make events first: what another remembered for nobody would stay."""
-    yield from surface.hooks.items()
-    yield from surface.before.items()
-
-
-def _pin(what: str, kind: str, hook: str) -> str:
-    return f"{what}_{kind}-{hook.replace('/', '-')}"
-
-
-def _belongs(pin: str, kind: str) -> bool:
-    return pin.startswith((f"link_{kind}-", f"program_{kind}-"))
+def _place(kind: str, hook: str) -> Place:
+    """Where a hook's events come in."""
+    return ("sys_exit", DISPATCHER) if hook.startswith("sys_exit/") else (kind, hook)

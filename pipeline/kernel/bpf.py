@@ -20,12 +20,15 @@ __all__ = [
     "ProgramInfo",
     "attach_tracepoint",
     "create_array",
+    "create_like",
     "create_ring",
     "create_table",
     "delete",
     "freeze",
     "get",
     "keys",
+    "link_id",
+    "link_lives",
     "load_program",
     "lookup",
     "map_info",
@@ -50,6 +53,7 @@ NOTHING: Final = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
 _CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT, _LOAD, _PIN, _GET = range(8)
 _INFO, _TRACEPOINT, _FREEZE = 15, 17, 22
 _NEXT_PROGRAM, _PROGRAM = 11, 13
+_BTF, _LINK = 19, 30
 _SYSCALL: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280}.get(os.uname().machine, 321)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -88,6 +92,23 @@ def create_array(value_size: int, entries: int, name: str) -> int:
     return _bpf(_CREATE, attributes.ljust(72, b"\0"), name)
 
 
+def create_like(fd: int) -> int:
+    """A new, empty map of the same shape as another."""
+    info = ctypes.create_string_buffer(88)
+    _bpf(_INFO, struct.pack("=IIQ", fd, 88, _address(info)), "map info")
+    kind, _, key, value, entries, flags, name = struct.unpack_from("=IIIIII16s", info.raw)
+    types, *key_and_value = struct.unpack_from("=III", info.raw, 64)
+    btf = _bpf(_BTF, struct.pack("=III", types, 0, 0), "types of a map") if types else 0
+    attributes = struct.pack(
+        "=IIIIIII16sIIII", kind, key, value, entries, flags, 0, 0, name, 0, btf, *key_and_value
+    )
+    try:
+        return _bpf(_CREATE, attributes.ljust(72, b"\0"), name.decode())
+    finally:
+        if types:
+            os.close(btf)
+
+
 def load_program(kind: int, code: bytes, name: str = "") -> int:
     """Load a program of this type; its descriptor."""
     instructions, license = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(b"GPL")
@@ -102,6 +123,22 @@ def attach_tracepoint(program: int, name: str) -> int:
     """Attach a loaded program to a raw tracepoint; the link's descriptor."""
     text = ctypes.create_string_buffer(name.encode())
     return _bpf(_TRACEPOINT, struct.pack("=QII", _address(text), program, 0), name)
+
+
+def link_id(fd: int) -> int:
+    """The kernel's number for a link."""
+    info = ctypes.create_string_buffer(32)
+    _bpf(_INFO, struct.pack("=IIQ", fd, 32, _address(info)), "link info")
+    return int(struct.unpack_from("=I", info.raw, 4)[0])
+
+
+def link_lives(id: int) -> bool:
+    """Whether a link is there still: the kernel takes one away some time after its last name went."""
+    try:
+        os.close(_bpf(_LINK, struct.pack("=III", id, 0, 0), f"link {id}"))
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def pin(fd: int, path: Path) -> None:

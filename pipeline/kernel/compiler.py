@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import os
 import struct
 import sys
@@ -20,7 +21,7 @@ from pipeline.kernel import bpf, btf, offsets, source
 from pipeline.kernel.offsets import INSTRUCTION, LOAD_IMM64
 from pipeline.kernel.source import Choice
 
-__all__ = ["HOOKS", "Compiled", "attach", "refusal", "signature"]
+__all__ = ["HOOKS", "Compiled", "attach", "nothing", "refusal", "signature"]
 
 
 class _Options(ctypes.Structure):
@@ -39,6 +40,11 @@ HOOKS: Final = {
 }
 
 
+MEMORIES: Final = {1, 5, 9, 10, 29}
+"""Types of maps that remember from one run of a program to the next: hashes, and tasks' storage."""
+ALSO: Final = {"books", "rings"}
+NOT: Final = {"uids", "cgroups"}
+"""What the configuration says, which is a generation's own."""
 LOAD_MAP: Final = (LOAD_IMM64, 1)
 """Opcode and source of the instruction that loads a map, by its descriptor."""
 
@@ -53,10 +59,15 @@ def refusal(hook: str, log: Path) -> str:
     if btf.running().function(_function(hook)) is None:
         return "this kernel has no such hook" if kind == "lsm" else "this kernel has no such function"
     try:
-        os.close(_load(hook, bpf.NOTHING, log))  # any program of the type gets the same answer
+        os.close(nothing(hook, log))  # any program of the type gets the same answer
     except OSError as error:
         return f"refused: {error.strerror}"
     return ""
+
+
+def nothing(hook: str, log: Path) -> int:
+    """A program for a hook that does nothing."""
+    return _load(hook, bpf.NOTHING, log)
 
 
 def signature(hook: str) -> int:
@@ -103,9 +114,21 @@ class Compiled:
             self._checked[program] = code
         return _load(hook, _with_tables(self._checked[program], tables), self._log)
 
-    def put(self, table: str, place: int, program: int) -> None:
-        """Put a loaded program into a table of tail calls."""
-        self._module[table.encode()][ctypes.c_int(place)] = ctypes.c_int(program)
+    def memories(self) -> dict[str, tuple[int, str]]:
+        """Maps that outlive a generation: name → its descriptor, and a digest of what its keys and values are
+        made of.
+        """
+        library, module = _tables(), self._module.module
+        found = {}
+        for number in range(library.bpf_num_tables(module)):
+            name: bytes = library.bpf_table_name(module, number)
+            text = name.decode()
+            kind = library.bpf_table_type_id(module, number)
+            if (kind in MEMORIES and text not in NOT) or text in ALSO:
+                made = (library.bpf_table_key_desc(module, name), library.bpf_table_leaf_desc(module, name))
+                digest = hashlib.sha256(repr((kind, *made)).encode()).hexdigest()[:16]
+                found[text] = (self.map(text), digest)
+        return found
 
     def map(self, name: str) -> int:
         """Descriptor of a map."""
@@ -153,6 +176,15 @@ def _bcc() -> Any:
             "bcc is missing: apt-get install python3-bpfcc (not PyPI's bcc), then make setup"
         ) from None
     return bcc
+
+
+def _tables() -> Any:
+    """libbcc, with what bcc's Python part does not declare."""
+    library = _bcc().libbcc.lib
+    library.bpf_num_tables.restype, library.bpf_num_tables.argtypes = ctypes.c_size_t, [ctypes.c_void_p]
+    library.bpf_table_name.restype = ctypes.c_char_p
+    library.bpf_table_name.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return library
 
 
 def _load(hook: str, code: bytes, log: Path) -> int:

@@ -1,10 +1,11 @@
 """The loader: a process of its own, as root, that attaches and goes (LLVM never lives in the pipeline).
 
-    choose each event's first surface that this kernel does not refuse → compile for this kernel → check
-    against BTF → load → attach → prove each by an act of our own → look at /proc → pin → manifest
+    choose each event's first surface that this kernel does not refuse (chooser.py) → compile for this kernel
+    → check against BTF → load → attach → prove each by an act of our own → look at /proc → pin → manifest
 
 What turns out not to run is left out, and its kind's next surface is tried. What is pinned outlives this
-process. If anything fails on the way, everything that was pinned is taken away again. Run as
+process. If anything fails on the way, everything that was pinned is taken away again; and if this process is
+killed, the next one does that (pins.py). Where something is attached, it is handed over (handover.py). Run as
 `python -m pipeline.kernel.loader attach|probe|matrix` with the request as JSON on standard input;
 kernel/attachment.py does.
 """
@@ -13,66 +14,52 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection
 from dataclasses import asdict, replace
-from typing import Any, Final
+from typing import Any
 
-from pipeline.chunk import MAX_RINGS
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.kernel import bpf, btf, compiler, proc, source
-from pipeline.kernel.attempt import LOG, Attempt
-from pipeline.kernel.layout import OWN_ROWS, Identity, cgroup_known, cpus, wanted
+from pipeline.kernel import bpf, likeness, pins, proc
+from pipeline.kernel.attempt import Attempt
+from pipeline.kernel.chooser import Chooser
+from pipeline.kernel.handover import HandOver, sweep
+from pipeline.kernel.layout import IDENTITY, OURS, TEST, Identity, start_ticks
 from pipeline.kernel.manifest import PROC_FILE, Hook, Manifest, boot_id
-from pipeline.kernel.source import Choice
 from pipeline.redact import Redaction
-from pipeline.schema import Schema, Surface, by_name
+from pipeline.schema import by_name
 from pipeline.values import EVERY
 
 __all__ = ["Loader", "main"]
 
-PIPELINE_ONLY: Final = 0o700
 
-
-class Loader:
-    """Finds out what this kernel allows, and attaches it."""
+class Loader(Chooser):
+    """Attaches what this kernel allows."""
 
     def __init__(self, config: Config) -> None:
-        self.config = config
-        self.kinds = wanted(config)
-        self.cpus = cpus("present")
-        self.entries = max(cpus("possible")) + 1
-        most = MAX_RINGS - 1 - OWN_ROWS
-        if self.entries > most:
-            raise UserError(f"this host has CPU {self.entries - 1}; promissory knows CPUs up to {most - 1}")
-        if config.kernel.cgroups and not cgroup_known():
-            raise UserError(
-                "kernel.cgroups needs version-2 cgroups, this host has version 1; use kernel.uids, --filter"
-            )
-        self._answers: dict[str, str] = {}
-        self._refused: dict[tuple[str, str], Hook] = {}
+        super().__init__(config)
+        self._made = likeness.made_from(config)
 
     def attach(self, pipeline: Identity | None) -> Manifest:
-        """Attach everything and pin it; `pipeline` is the process whose own events are not reported (I8)."""
+        """Attach everything and pin it, or hand over what is attached; `pipeline` is the process whose own
+        events are not reported (I8).
+        """
+        folder = self.config.pins
+        with pins.alone(folder):
+            before = Manifest.read(self.config.state)
+            if before is None and pins.is_attached(folder):
+                raise UserError(
+                    f"probes are attached for another state folder (pins in {folder}): "
+                    "name it with --state, or remove them with `promissory detach`"
+                )
+            return self._hand_over(before, pipeline) if before else self._begin(pipeline)
+
+    def _begin(self, pipeline: Identity | None) -> Manifest:
+        pins.clear(self.config.pins)  # what a loader left that was killed
         attempt, hooks = self.try_all(pipeline)
-        # What keeps identities comes from anywhere, but is not given as what was asked for.
-        working = {
-            hook.event
-            for hook in hooks
-            if hook.works
-            and (hook.event not in self.config.events or self._is_named(hook.event, hook.surface))
-        }
-        missing = [kind for kind in self.config.events if kind not in (EVERY, *working)]
-        if missing:
-            answers = "; ".join(_answer(kind, hooks, self.config.surface) for kind in missing)
-            raise UserError(
-                f"{answers}; leave it out of --events, or name another --surface; see `promissory check`"
-            )
-        kinds = [kind for kind in self.kinds if kind in working]
-        processes = self._processes(attempt, kinds)
+        kinds = self._working(hooks)
         manifest = Manifest(
             boot_id=boot_id(),
             attached=time.time_ns(),
@@ -82,114 +69,85 @@ class Loader:
             entries=self.entries,
             kinds=kinds,
             hooks=hooks,
-            processes=processes,
+            processes=self._processes(attempt, kinds),
+            generation=1,
+            made=self._made,
+            layout=likeness.laid_out(kinds),
+            maps={name: digest for name, (_, digest) in attempt.compiled.memories().items()},
         )
-        self._pin(attempt)
-        manifest.write()
+        self._pin(attempt, manifest)
         return manifest
 
-    def try_all(self, pipeline: Identity | None = None) -> tuple[Attempt, list[Hook]]:
-        """Attach each kind at the first of its surfaces that works, and say what came of each that was tried.
-
-        Kinds that keep identities and exec ids true, and those that another needs, are attached also when
-        nobody asked for them.
-        """
-        while True:
-            attempt, hooks = self._try(self._choice(), pipeline)
-            failed = [hook for hook in hooks if not hook.works]
-            self._refused |= {(hook.event, hook.surface): hook for hook in failed}
-            if not any(next(self._candidates(by_name()[hook.event]), None) for hook in failed):
-                attempt.drop(failed)
-                works = [hook for hook in hooks if hook.works]
-                return attempt, sorted([*self._refused.values(), *works], key=_rank)
-            attempt.close()
-
-    def matrix(self, known: Collection[Hook] = ()) -> list[Hook]:
-        """Try every surface of every kind, save those that are `known` to work, as what is attached does."""
-        possible = {
-            name: [
-                surface for surface in map(self._fitted, schema.surfaces) if self._allowed(schema, surface)
-            ]
-            for name, schema in by_name().items()
-        }
-        found = self._refused | {(hook.event, hook.surface): hook for hook in known if hook.works}
-        for choice in _rounds(possible):
-            new = {kind: surface for kind, surface in choice.items() if (kind, surface.name) not in found}
-            if new:
-                keepers = {kind: surface for kind, surface in choice.items() if by_name()[kind].always}
-                attempt, hooks = self._try(self._readable(keepers | new), None)
-                attempt.close()
-                found |= {(h.event, h.surface): h for h in hooks if h.event in new}
-        return sorted((found | self._refused).values(), key=_rank)
-
-    def _try(self, choice: Choice, pipeline: Identity | None) -> tuple[Attempt, list[Hook]]:
-        attempt = Attempt(self.config, self.cpus, self.entries, choice)
-        return attempt, attempt.tap(self.kinds, pipeline)
-
-    def _choice(self) -> Choice:
-        """Each kind's first surface that nothing speaks against yet."""
-        while True:
-            choice: dict[str, Surface] = {}
-            for name, schema in by_name().items():
-                surface = self._first(schema) if name in self.kinds or self._is_needed(schema) else None
-                if surface:
-                    choice[name] = surface
-            if len(self._readable(choice)) == len(choice):
-                return choice
-
-    def _first(self, schema: Schema) -> Surface | None:
-        return next((s for s in self._candidates(schema) if self._allowed(schema, s)), None)
-
-    def _is_needed(self, schema: Schema) -> bool:
-        return schema.always or any(by_name()[kind].needs == schema.name for kind in self.kinds)
-
-    def _is_named(self, kind: str, surface: str) -> bool:
-        """Whether `surface` of the configuration allows a surface of a kind."""
-        return self.config.surface in ("auto", surface) or surface == "proc" or bool(by_name()[kind].needs)
-
-    def _candidates(self, schema: Schema) -> Iterator[Surface]:
-        """Surfaces that the configuration allows and that were not refused."""
-        named = [surface for surface in schema.surfaces if self._is_named(schema.name, surface.name)]
-        if self._is_needed(schema):
-            asked = named if schema.name in self.config.events else ()
-            named = [*asked, *(surface for surface in schema.surfaces if surface not in asked)]
-        for surface in named:
-            priced = surface.cost and not self.config.names(schema.name)
-            if not priced and (schema.name, surface.name) not in self._refused:
-                yield self._fitted(surface)
-
-    def _fitted(self, surface: Surface) -> Surface:
-        """A surface without those hooks that this kernel lacks and may lack."""
-        lacking = set(filter(self._refusal, surface.optional))
-        hooks, before = (
-            {hook: program for hook, program in each.items() if hook not in lacking}
-            for each in (surface.hooks, surface.before)
+    def _hand_over(self, before: Manifest, pipeline: Identity | None) -> Manifest:
+        """Put other programs into the place of those that are attached."""
+        likeness.need_same(likeness.differing(before))
+        sweep(before)
+        self._keep(before)
+        self._know(before, pipeline)
+        attempt, hooks = self.try_all(pipeline)
+        kinds, works = self._working(hooks), {hook.event for hook in hooks if hook.works}
+        if gone := [kind for kind in before.surfaces if kind in self.kinds and kind not in works]:
+            answers = "; ".join(_answer(kind, hooks, self.config.surface) for kind in gone)
+            raise UserError(f"{answers}; what is attached stays as it is")
+        maps = {name: digest for name, (_, digest) in attempt.compiled.memories().items()}
+        likeness.need_same(f"map {name}" for name in maps if before.maps.get(name, maps[name]) != maps[name])
+        handing = HandOver(before, attempt, {kind: s for kind, s in attempt.choice.items() if kind in works})
+        return handing.run(
+            replace(
+                before,
+                rings={**attempt.rings, **before.rings},
+                kinds=kinds,
+                hooks=hooks,
+                generation=before.generation + 1,
+                made=self._made,
+                layout={**before.layout, **likeness.laid_out(kinds)},
+                maps={**before.maps, **maps},
+                former={**before.former, **before.surfaces},
+            )
         )
-        return replace(surface, hooks=hooks, before=before)
 
-    def _allowed(self, schema: Schema, surface: Surface) -> bool:
-        """Whether the kernel has nothing against a surface's hooks; if it has, its answer is kept."""
-        answer = next(filter(None, map(self._refusal, (*surface.hooks, *surface.before))), "")
-        if answer:
-            self._refuse(schema.name, surface, answer)
-        return not answer
+    def _keep(self, before: Manifest) -> None:
+        """What a hand-over cannot change: each kind's surface, of which nobody could say when it changed for
+        an event; the CPUs' rings.
+        """
+        self.held = {**before.former, **before.surfaces}
+        for kind, surface in self.held.items():
+            is_asked = kind in self.config.events or not self.is_needed(by_name()[kind])
+            if kind in self.kinds and is_asked and not self.is_named(kind, surface):
+                raise UserError(
+                    f"{kind} comes from {surface}; for another surface: promissory detach, then attach"
+                )
+        self.cpus = [cpu for cpu in self.cpus if cpu in before.rings]
+        ring = self.config.ring.model_copy(update={"size": before.rings[self.cpus[0]]})
+        self.config = self.config.model_copy(update={"ring": ring})
 
-    def _refuse(self, kind: str, surface: Surface, answer: str) -> None:
-        hooks = dict.fromkeys(surface.hooks, "")
-        self._refused[kind, surface.name] = Hook(kind, surface.name, hooks, False, answer, surface.cost)
+    def _know(self, before: Manifest, pipeline: Identity | None) -> None:
+        """What this process causes is a self-test for what is attached, too."""
+        identities = bpf.get(self.config.pins / "map_identities")
+        ours = Identity(os.getpid(), start_ticks(os.getpid()))
+        for process, flag in ((ours, TEST), (pipeline, OURS)):
+            if process:
+                known = bpf.lookup(identities, process.key, IDENTITY.size) or bytes(IDENTITY.size)
+                exec_id, _, ended = IDENTITY.unpack(known)
+                bpf.update(identities, process.key, IDENTITY.pack(exec_id, flag, ended))
+        os.close(identities)
 
-    def _readable(self, choice: Choice) -> Choice:
-        """A choice without surfaces whose programs read what this kernel's structures lack."""
-        lacking = source.lacking(btf.running(), choice)
-        for kind, answer in lacking.items():
-            self._refuse(kind, choice[kind], answer)
-        return {kind: surface for kind, surface in choice.items() if kind not in lacking}
-
-    def _refusal(self, hook: str) -> str:
-        if hook not in self._answers:
-            answer = compiler.refusal(hook, self.config.state / LOG)
-            self._answers[hook] = answer and f"{hook}: {answer}"
-        return self._answers[hook]
+    def _working(self, hooks: Collection[Hook]) -> list[str]:
+        """Kinds that are given. UserError: one that was asked for by its name is not among them."""
+        # What keeps identities comes from anywhere, but is not given as what was asked for.
+        working = {
+            hook.event
+            for hook in hooks
+            if hook.works
+            and (hook.event not in self.config.events or self.is_named(hook.event, hook.surface))
+        }
+        missing = [kind for kind in self.config.events if kind not in (EVERY, *working)]
+        if missing:
+            answers = "; ".join(_answer(kind, hooks, self.config.surface) for kind in missing)
+            raise UserError(
+                f"{answers}; leave it out of --events, or name another --surface; see `promissory check`"
+            )
+        return [kind for kind in self.kinds if kind in working]
 
     def _processes(self, attempt: Attempt, kinds: Collection[str]) -> int:
         """The first look at /proc, into a file of chunks; returns how many events."""
@@ -210,39 +168,21 @@ class Loader:
             file.write(chunks)
         return count
 
-    def _pin(self, attempt: Attempt) -> None:
+    def _pin(self, attempt: Attempt, manifest: Manifest) -> None:
         folder = self.config.pins
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(PIPELINE_ONLY)
+        assert attempt.generation
+        mark = {pins.MARK: attempt.pinned[pins.MARK]}
         try:
-            for name, fd in attempt.pinned.items():
-                bpf.pin(fd, folder / name)
+            pins.put(pins.generation(folder, manifest.generation), attempt.generation.pins)
+            pins.put(folder, {name: fd for name, fd in attempt.pinned.items() if name not in mark})
+            manifest.write()
+            pins.put(folder, mark)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            pins.clear(folder)
             raise
 
 
-def _rounds(possible: Mapping[str, list[Surface]]) -> Iterator[Choice]:
-    """Choices that have every surface between them: each kind's first, its second, … By what keeps identities
-    a process is known as ours: such kinds stay at their first meanwhile, and have rounds of their own.
-    """
-    first = {name: some[0] for name, some in possible.items() if some}
-    keepers = {name: surface for name, surface in first.items() if by_name()[name].always}
-    yield first
-    others = {name: some for name, some in possible.items() if name not in keepers}
-    for number in range(1, max(map(len, others.values()), default=0)):
-        yield keepers | {name: some[number] for name, some in others.items() if number < len(some)}
-    for name in keepers:
-        yield from (keepers | {name: surface} for surface in possible[name][1:])
-
-
-def _rank(hook: Hook) -> tuple[int, int]:
-    """In the schemas' order."""
-    schema = by_name()[hook.event]
-    return schema.number, [surface.name for surface in schema.surfaces].index(hook.surface)
-
-
-def _answer(kind: str, hooks: list[Hook], surface: str) -> str:
+def _answer(kind: str, hooks: Collection[Hook], surface: str) -> str:
     """Why this host cannot give a kind of event."""
     tried = [
         f"{hook.surface} {hook.answer}"

@@ -90,7 +90,7 @@ def unit(btf: Btf, choice: Choice, folder: Path = BPF) -> tuple[str, list[Use]]:
     the text that it is given, not in files that the text includes. Files that programs.c does not name stand
     at the end.
     """
-    text = _text(choice, folder)
+    text = _text(choice, folder) + "".join(_entries(choice))
     used = uses(btf, text)
     return generate(btf, text, used, choice), used
 
@@ -208,6 +208,13 @@ def generate(
     for function in sorted(set(CALLED.findall(PLAIN.sub("", text)))):
         lines += _function(btf, function)
     return "\n".join(lines) + "\n" + text
+
+
+def _entries(choice: Choice) -> Iterator[str]:
+    """The programs that stay at the hooks (bpf/entry.h)."""
+    kinds = [kind for kind, surface in choice.items() if surface.hooks]
+    for name, number in {"before": "0", **{kind: f"KIND_{kind}" for kind in kinds}}.items():
+        yield f"PROGRAM(entry_{name}) {{ return enter(ctx, {number}); }}\n"
 
 
 def _tables(choice: Choice) -> Iterator[str]:

@@ -55,17 +55,15 @@ class Encode:
         memory: int = MEMORY,
     ) -> None:
         self._limits = limits or {}
-        self._kinds = {
-            number: _Kind(schema, host, surface_of(schema, surfaces), redaction, memory)
-            for number, schema in by_number().items()
-        }
+        self._host, self._surfaces, self._redaction, self._memory = host, surfaces, redaction, memory
+        self._kinds: dict[int, _Kind] = {}
 
     def __call__(self, batch: Batch) -> Iterable[Encoded]:
         """One Encoded per batch, records in the batch's order."""
         kinds = batch.heads["kind"]
         parts: dict[str, list[_Part]] = {}
         for number in np.flatnonzero(batch.counts).tolist():
-            kind = self._kinds[number]
+            kind = self._kinds.get(number) or self._begin(number)
             rows = np.flatnonzero(kinds == number)
             keys, values = kind(batch, rows, self._limits.get(kind.schema.family))
             parts.setdefault(kind.schema.family, []).append(_Part(rows, keys, values))
@@ -73,6 +71,16 @@ class Encode:
         records = {family: _in_order(times, some) for family, some in parts.items()}
         time = (int(times.min()), int(times.max())) if len(batch) else (0, 0)
         return (Encoded(records, batch.counts, batch.passage, time, spans(batch.heads["id"])),)
+
+    def _begin(self, number: int) -> _Kind:
+        """The encoder of a kind whose first events came: by then its surface is known, also where a hand-over
+        brought it.
+        """
+        schema = by_number()[number]
+        surface = surface_of(schema, self._surfaces)
+        made = _Kind(schema, self._host, surface, self._redaction, self._memory)
+        self._kinds[number] = made
+        return made
 
     def finish(self) -> Iterable[Encoded]:
         """Nothing is held."""

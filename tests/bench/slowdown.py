@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.kernel import bpf
-from pipeline.kernel.attempt import DISPATCHER, LOG
+from pipeline.kernel.attempt import LOG
 from pipeline.kernel.compiler import attach
+from pipeline.kernel.generation import DISPATCHER, name_of
 from pipeline.kernel.manifest import Manifest
 from pipeline.schema import by_name
 from tests.bench.idle import DEFAULT, live
@@ -91,7 +92,7 @@ class Switch:
             path.unlink()
         self._log = run.state / LOG
         self._programs = [(hook, bpf.get(run.pins / pin)) for hook, pin in _taps(manifest)]
-        self.pins = sorted(run.pins.glob("program_*"))
+        self.pins = sorted(run.pins.glob("entry_*"))
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -108,13 +109,13 @@ def _taps(manifest: Manifest) -> Iterator[tuple[str, str]]:
     """Every hook that has a link of its own, and the pin of its program."""
     working = [hook for hook in manifest.hooks if hook.works]
     if any(hook.surface == "sys_exit" for hook in working):
-        yield DISPATCHER, "program_sys_exit"
+        yield DISPATCHER, "entry_sys_exit-raw_tp-sys_exit"
     for hook in working:
         surface = by_name()[hook.event].surface(hook.surface)
         assert surface
         for name in (*surface.hooks, *surface.before):
             if not name.startswith("sys_exit/"):
-                yield name, f"program_{hook.event}-{name.partition('/')[2]}"
+                yield name, f"entry_{name_of((hook.event, name))}"
 
 
 def measure(pairs: int = PAIRS) -> Part:
@@ -224,7 +225,7 @@ def _kernel_times(switch: Switch) -> dict[str, tuple[int, int]]:
             ["bpftool", "-j", "prog", "show", "pinned", str(pin)], capture_output=True, check=True
         )
         info = json.loads(said.stdout)
-        found[pin.name.removeprefix("program_")] = info.get("run_time_ns", 0), info.get("run_cnt", 0)
+        found[pin.name.removeprefix("entry_")] = info.get("run_time_ns", 0), info.get("run_cnt", 0)
     return found
 
 

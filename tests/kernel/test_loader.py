@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config import Config, load
 from pipeline.errors import UserError
-from pipeline.kernel import acts, attempt, bpf, btf, compiler, loader, source
+from pipeline.kernel import acts, attempt, bpf, btf, chooser, compiler, generation, source
 from pipeline.kernel.attempt import Attempt
 from pipeline.kernel.layout import OWN_ROWS, Identity, cpus, start_ticks
 from pipeline.kernel.loader import Loader
@@ -88,19 +88,27 @@ def test_everything_of_a_choice_is_proven_and_to_be_pinned(tried: Attempt) -> No
     hooks = tried.tap(["exec", "fork", "exit"], None)
     assert [(h.event, h.surface, h.works) for h in hooks] == [(name, "tracepoint", True) for name in SPINE]
     assert {h.answer for h in hooks} == {"proven: our own act came through"}
+    assert tried.generation
+    programs = tried.generation.pins.keys()
     for hook in hooks:
         for pin in hook.hooks.values():
-            assert {pin, pin.replace("program", "link")} <= tried.pinned.keys()
-    assert {f"program_exec-{part}" for part in by_name()["exec"].surfaces[-1].parts} <= tried.pinned.keys()
+            assert {
+                pin.replace("entry", what, 1) for what in ("slot", "entry", "link")
+            } <= tried.pinned.keys()
+            assert pin.replace("entry", "program", 1) in programs
+    assert {f"program_exec-{part}-0" for part in by_name()["exec"].surfaces[-1].parts} <= programs
     assert {f"ring_{cpu}" for cpu in cpus("present")} == {p for p in tried.pinned if p.startswith("ring_")}
-    assert {"map_books", "map_settings", "map_identities", "map_checkpoint"} <= tried.pinned.keys()
+    assert {"map_books", "map_rings", "map_identities", "map_checkpoint"} <= tried.pinned.keys()
+    assert "map_settings" in programs
 
 
 @kernel
 def test_what_is_dropped_and_closed_is_detached(tried: Attempt) -> None:
     hooks = tried.tap([], None)
     tried.drop([hook for hook in hooks if hook.event == "exec"])
-    assert not [pin for pin in tried.pinned if pin.startswith(("link_exec-", "program_exec-"))]
+    assert tried.generation
+    kept = [*tried.pinned, *tried.generation.pins]
+    assert not [pin for pin in kept if "_exec-" in pin]
     links = [fd for pin, fd in tried.pinned.items() if pin.startswith("link_")]
     assert len(links) == 2
     tried.close()
@@ -145,15 +153,15 @@ def test_hooks_of_another_signature_have_a_table_of_their_own(
     need_kernel()
     failed = by_name()["exec_failed"].surface("sys_exit")
     assert failed
-    monkeypatch.setattr(attempt, "signature", len)
+    monkeypatch.setattr(generation, "signature", len)
     choice = {name: surface for name, surface in SPINE.items() if surface}
     made = attempt_at(tmp_path, {**choice, "exec_failed": failed})
     try:
         assert {hook.answer for hook in made.tap(["exec_failed"], None)} == {
             "proven: our own act came through"
         }
-        assert {f"program_exec_failed-{part}-1" for part in failed.parts} <= made.pinned.keys()
-        assert made.pinned["map_calls_exec_failed-1"] != made.pinned["map_calls_exec_failed"]
+        assert made.generation
+        assert {f"program_exec_failed-{part}-1" for part in failed.parts} <= made.generation.pins.keys()
         before = copy.deepcopy(made._books)
         fail_by_execveat(made.pinned["map_identities"])
         attempted = [books["kinds"]["attempted"].sum(axis=0) for books in (before, made._books)]
@@ -274,8 +282,8 @@ KINDS = {
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Stub]:
     """Three kinds of our own, on a kernel of our own."""
     stub = type("Host", (Stub,), {"tried": [], "fails": frozenset()})
-    monkeypatch.setattr(loader, "Attempt", stub)
-    monkeypatch.setattr(loader, "by_name", lambda: KINDS)
+    monkeypatch.setattr(chooser, "Attempt", stub)
+    monkeypatch.setattr(chooser, "by_name", lambda: KINDS)
     monkeypatch.setattr(source, "lacking", lambda *_: dict(missing))
     monkeypatch.setattr(btf, "running", lambda: None)
     monkeypatch.setattr(compiler, "refusal", lambda hook, log: refused.get(hook, ""))
@@ -325,7 +333,7 @@ def test_a_hook_that_a_kernel_may_lack_is_left_out(
     hooks = {"raw_tp/lsm": "program", "fexit/compat": "program"}
     either = Surface("lsm", hooks, {"fentry/compat": "other"}, optional=("fexit/compat", "fentry/compat"))
     kinds = {"one": replace(KINDS["one"], surfaces=(either,))}
-    monkeypatch.setattr(loader, "by_name", lambda: kinds)
+    monkeypatch.setattr(chooser, "by_name", lambda: kinds)
     config = looking(tmp_path, "one")
     refused["fexit/compat"] = refused["fentry/compat"] = "no such function"
     _, (hook,) = config.try_all()
@@ -364,7 +372,7 @@ def test_a_kind_brings_what_it_needs_from_whichever_surface(
     host: type[Stub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     four = Schema("four", "", (), number=4, needs="two", surfaces=(surface("tracepoint"),))
-    monkeypatch.setattr(loader, "by_name", lambda: {**KINDS, "four": four})
+    monkeypatch.setattr(chooser, "by_name", lambda: {**KINDS, "four": four})
     looking(tmp_path, "four").try_all()
     looking(tmp_path, "two", "four", surface="sys_exit").try_all()
     assert host.tried == [

@@ -113,7 +113,8 @@ def test_a_file_that_is_not_named_stands_at_the_end(tmp_path: Path) -> None:
     (tmp_path / "e.c").write_text("#ifdef WITH_exec\nexec\n#endif\n#ifdef WITH_fork\nfork\n#endif\n")
     text, _ = unit(AnyKernel(), {"fork": SURFACES["fork"][0]}, tmp_path)
     written = "first\nthis is b.c\n\nthis is c.h\n\nlast\nthis is a.c\nfork\n"
-    assert text.endswith(f"\n{written}")
+    assert f"\n{written}PROGRAM(entry_" in text
+    assert text.endswith("PROGRAM(entry_fork) { return enter(ctx, KIND_fork); }\n")
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -224,9 +225,9 @@ def test_the_unit_holds_every_header() -> None:
 def test_the_unit_holds_the_programs_of_the_choice_and_no_others(choice: Choice) -> None:
     text, _ = unit(AnyKernel(), choice)
     there = set(PROGRAM.findall(text))
-    assert (
-        there - ALWAYS == {program for surface in choice.values() for program in programs(surface)} - ALWAYS
-    )
+    entries = {"entry_before", *(f"entry_{kind}" for kind, surface in choice.items() if surface.hooks)}
+    chosen = {program for surface in choice.values() for program in programs(surface)}
+    assert there - ALWAYS == chosen - ALWAYS | entries
 
 
 def programs(surface: Surface) -> tuple[str, ...]:
