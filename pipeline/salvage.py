@@ -12,32 +12,60 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
-from pipeline.store_file import SUMMARY, BlockedError, BrokenError, connect, judged, read, transaction
+from pipeline.store_file import (
+    SUMMARY,
+    WAL,
+    BlockedError,
+    BrokenError,
+    connect,
+    judged,
+    read,
+    transaction,
+)
 
-__all__ = ["Places", "is_finished", "places", "put_in_place", "renew"]
+__all__ = ["Watch", "is_finished", "put_in_place", "renew"]
 
 PARTS: Final = ("", "-wal", "-shm")
 """What a database consists of. The WAL is kept with its file: the newest rows may be in it alone."""
 SMALL: Final = ("books", "settled", "told", "damaged")
 ROWS: Final = 64
 """Rows to a transaction."""
-Places: TypeAlias = tuple[tuple[int, int] | None, ...]
 T = TypeVar("T")
 
 
-def places(path: Path) -> Places:
-    """Which files stand under a database's names now."""
-    return tuple(_place(f"{path}{part}") for part in PARTS)
+class Watch:
+    """Sees what SQLite does not: that an open file has no name any more, or became shorter than it was."""
+
+    def __init__(self, path: Path) -> None:
+        """Begin with what is there now."""
+        self._names = [f"{path}{part}" for part in PARTS]
+        self._known = [_look(name) for name in self._names]
+
+    def trouble(self) -> str:
+        """What happened to the files since the last look, for people; empty: nothing."""
+        now = [_look(name) for name in self._names]
+        before, self._known = self._known, now
+        if any(new.file != old.file for new, old in zip(now, before, strict=True)):
+            return "was taken away"
+        (file, wal, _), (old_file, old_wal, _) = now, before
+        return "was cut" if file.size < old_file.size or wal.size < min(old_wal.size, WAL) else ""
 
 
-def _place(path: str) -> tuple[int, int] | None:
+class _File(NamedTuple):
+    """What stands under a name: device and inode; and its bytes."""
+
+    file: tuple[int, int] | None
+    size: int
+
+
+def _look(name: str) -> _File:
     try:
-        found = os.stat(path)
+        found = os.stat(name)
     except OSError:
-        return None
-    return found.st_dev, found.st_ino
+        return _File(None, 0)
+    return _File((found.st_dev, found.st_ino), found.st_size)
 
 
 def renew(path: Path, old: sqlite3.Connection, amend: Callable[[sqlite3.Connection], T]) -> tuple[str, T]:
@@ -67,9 +95,8 @@ def renew(path: Path, old: sqlite3.Connection, amend: Callable[[sqlite3.Connecti
 def _save(old: sqlite3.Connection, new: sqlite3.Connection) -> tuple[int, int]:
     """Copy what can be read, rows with their ids; how many rows were saved, and how many could not be."""
     for table in SMALL:
-        with suppress(sqlite3.DatabaseError):
-            rows = old.execute(f"SELECT * FROM {table}").fetchall()
-            _put(new, table, rows)
+        with suppress(sqlite3.DatabaseError, BrokenError):
+            _put(new, table, old.execute(f"SELECT * FROM {table}").fetchall())
     ids, saved = _bounds(old), 0
     found = _whole(old, ids)
     while some := [row for _, row in zip(range(ROWS), found, strict=False)]:

@@ -19,12 +19,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import msgpack
-
 from pipeline import salvage
 from pipeline.event import Encoded, Ints, Loss
 from pipeline.ledger import Books, Tally, zeros
-from pipeline.store_books import CORRUPT, DROPPED, book, inside, losses, lost, miss, reconcile, settled, tell
+from pipeline.store_books import (
+    CORRUPT,
+    DROPPED,
+    book,
+    inside,
+    keep_books,
+    losses,
+    lost,
+    miss,
+    read_books,
+    reconcile,
+    settled,
+    tell,
+)
 from pipeline.store_file import (
     ACKNOWLEDGED,
     SUMMARY,
@@ -101,14 +112,13 @@ class Store:
         try:
             with judged():
                 # Reads every row's first page: enough to see a file that is not ours, or torn.
-                ask = "SELECT count(*), coalesce(sum(size), 0) FROM batch"
-                self.number: int
-                self.size: int
-                self.number, self.size = db.execute(ask).fetchone()
+                self.number, self.size = _extent(db)
+                for table in ("books", "settled", "told"):
+                    db.execute(f"SELECT * FROM {table}").fetchall()
         except BaseException:
             db.close()
             raise
-        self._db, self._places = db, salvage.places(self.path)
+        self._db, self._watch = db, salvage.Watch(self.path)
 
     def close(self) -> None:
         """Give the file back."""
@@ -117,8 +127,8 @@ class Store:
     @contextmanager
     def _asking(self) -> Iterator[sqlite3.Connection]:
         try:
-            if salvage.places(self.path) != self._places:  # SQLite itself would not see it
-                raise BrokenError("was taken away")
+            if trouble := self._watch.trouble():
+                raise BrokenError(trouble)
             with judged():
                 yield self._db
         except BrokenError as error:
@@ -136,7 +146,7 @@ class Store:
         with self._changing() as db:
             added = [insert(db, self.attachment, batch) for batch in batches]
             if books is not None:
-                db.execute("REPLACE INTO books VALUES (?, ?)", (self.attachment, msgpack.packb(books)))
+                keep_books(db, self.attachment, books)
         self.size += sum(size for _, size in added)
         self.number += len(added)
         return [id for id, _ in added]
@@ -251,19 +261,16 @@ class Store:
     def _reconciled(self, books: Books) -> Ints:
         with self._changing() as db:
             missing = reconcile(db, self.attachment, books)
-            ask = "SELECT count(*), coalesce(sum(size), 0) FROM batch"
-            number, size = db.execute(ask).fetchone()
+            number, size = _extent(db)
         self.number, self.size = number, size
         return missing
 
     # -- reading: each raises BrokenError
 
     def books(self) -> dict[str, Any] | None:
-        """The books that this attachment stored last."""
-        ask = "SELECT plain FROM books WHERE attachment = ?"
+        """The books that this attachment stored last; None: there are none that are whole."""
         with self._asking() as db:
-            found = db.execute(ask, (self.attachment,)).fetchone()
-        return msgpack.unpackb(found[0]) if found else None
+            return read_books(db, self.attachment)
 
     def counts(self) -> Ints:
         """Events per kind of this attachment, counted from its rows."""
@@ -322,3 +329,9 @@ class Store:
         with self._asking() as db:
             found = db.execute("SELECT min(id) FROM batch WHERE last >= ?", (since,)).fetchone()[0]
         return self.last() if found is None else int(found) - 1
+
+
+def _extent(db: sqlite3.Connection) -> tuple[int, int]:
+    """Rows, and the bytes of their bodies."""
+    number, size = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM batch").fetchone()
+    return int(number), int(size)

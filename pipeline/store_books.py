@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
-from typing import Final
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import msgpack
 import numpy as np
@@ -18,11 +19,39 @@ from pipeline.event import Ints, Loss
 from pipeline.ledger import Books, Tally, zeros
 from pipeline.store_file import SUMMARY, Row, blob, counts_of, read
 
-__all__ = ["CORRUPT", "DROPPED", "book", "inside", "losses", "lost", "miss", "reconcile", "settled", "tell"]
+__all__ = [
+    "CORRUPT",
+    "DROPPED",
+    "book",
+    "inside",
+    "keep_books",
+    "losses",
+    "lost",
+    "miss",
+    "read_books",
+    "reconcile",
+    "settled",
+    "tell",
+]
 
 CORRUPT: Final = "corrupt"
 DROPPED: Final = "dropped"
 """Reasons for which the outbox loses events."""
+
+
+def keep_books(db: sqlite3.Connection, attachment: str, books: Mapping[str, Any]) -> None:
+    """Store the books of a checkpoint in the place of the last ones."""
+    plain = msgpack.packb(books)
+    db.execute("REPLACE INTO books VALUES (?, ?, ?)", (attachment, plain, zlib.crc32(plain)))
+
+
+def read_books(db: sqlite3.Connection, attachment: str) -> dict[str, Any] | None:
+    """The books that an attachment stored last; None: there are none that are whole."""
+    found = db.execute("SELECT plain, crc FROM books WHERE attachment = ?", (attachment,)).fetchone()
+    if not found or found[1] not in (None, zlib.crc32(found[0])):
+        return None
+    books: dict[str, Any] = msgpack.unpackb(found[0])
+    return books
 
 
 def lost(reason: str, counts: Ints) -> Tally:
@@ -97,12 +126,13 @@ def reconcile(db: sqlite3.Connection, attachment: str, books: Books) -> Ints:
     """
     # What came in after these books were written stands in its ring still, and will come again.
     db.execute("DELETE FROM batch WHERE attachment = ? AND passage > ?", (attachment, books.number))
-    known = settled(db, attachment)
-    for key, counts in books.left.items():
-        behind = np.maximum(counts - known.get(key, 0), 0)
-        if behind.any():  # the file that said so was lost
-            book(db, attachment, {key: behind})
-    gone = sum(settled(db, attachment).values(), inside(db, attachment))
-    missing: Ints = np.maximum(books.spilled - gone, 0)
+    left, known, there = settled(db, attachment), books.left, inside(db, attachment)
+    for key in left.keys() | known.keys():
+        left[key] = np.maximum(left.get(key, 0), known.get(key, 0))
+    if (sum(left.values(), there) > books.spilled).any():  # the file says what cannot be
+        left = dict(known)
+    db.execute("DELETE FROM settled WHERE attachment = ?", (attachment,))
+    book(db, attachment, left)
+    missing: Ints = np.maximum(books.spilled - sum(left.values(), there), 0)
     miss(db, attachment, missing)
     return missing

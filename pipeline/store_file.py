@@ -24,6 +24,7 @@ from pipeline.ledger import Tally, add
 __all__ = [
     "ACKNOWLEDGED",
     "SUMMARY",
+    "WAL",
     "BlockedError",
     "BrokenError",
     "Outcome",
@@ -39,24 +40,31 @@ __all__ = [
 ]
 
 # Large pages: rows are hundreds of kilobytes. A short WAL: a long one takes disk, and its checkpoint time.
-SETUP: Final = """
+WAL: Final = 32 << 20
+"""Bytes to which SQLite may cut a WAL that was longer."""
+SETUP: Final = f"""
 PRAGMA page_size = 65536;
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = FULL;
 PRAGMA wal_autocheckpoint = 256;
-PRAGMA journal_size_limit = 33554432;
+PRAGMA journal_size_limit = {WAL};
 CREATE TABLE IF NOT EXISTS batch (
     id INTEGER PRIMARY KEY AUTOINCREMENT, attachment TEXT, passage INTEGER, first INTEGER, last INTEGER,
     records INTEGER, size INTEGER, counts BLOB, spans BLOB, crc INTEGER, mark INTEGER, body BLOB);
 CREATE INDEX IF NOT EXISTS batch_last ON batch (last);
-CREATE TABLE IF NOT EXISTS books (attachment TEXT PRIMARY KEY, plain BLOB);
+CREATE TABLE IF NOT EXISTS books (attachment TEXT PRIMARY KEY, plain BLOB, crc INTEGER);
 CREATE TABLE IF NOT EXISTS settled (
     attachment TEXT, term TEXT, stage TEXT, reason TEXT, counts BLOB,
     PRIMARY KEY (attachment, term, stage, reason));
 CREATE TABLE IF NOT EXISTS told (id INTEGER PRIMARY KEY AUTOINCREMENT, attachment TEXT, plain BLOB);
 CREATE TABLE IF NOT EXISTS damaged (id INTEGER, attachment TEXT, body BLOB);
 """
-ADDED: Final = {"spans": "BLOB", "crc": "INTEGER", "mark": "INTEGER"}
+ADDED: Final = (
+    ("batch", "spans", "BLOB"),
+    ("batch", "crc", "INTEGER"),
+    ("batch", "mark", "INTEGER"),
+    ("books", "crc", "INTEGER"),
+)
 """Columns that older files lack."""
 MARKED: Final = ("attachment", "passage", "first", "last", "records", "size", "counts", "spans", "crc")
 SUMMARY: Final = ", ".join(("id", *MARKED, "mark"))
@@ -163,10 +171,10 @@ def connect(path: Path, *, setup: bool = True) -> sqlite3.Connection:
 
 def _set_up(db: sqlite3.Connection) -> None:
     db.executescript(SETUP)
-    known = {name for _, name, *_ in db.execute("PRAGMA table_info (batch)")}
-    for name, kind in ADDED.items():
+    for table, name, kind in ADDED:
+        known = {name for _, name, *_ in db.execute(f"PRAGMA table_info ({table})")}
         if name not in known:
-            db.execute(f"ALTER TABLE batch ADD COLUMN {name} {kind}")
+            db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
 
 
 def insert(db: sqlite3.Connection, attachment: str, batch: Encoded) -> tuple[int, int]:
