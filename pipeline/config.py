@@ -138,7 +138,7 @@ class Store(Table):
 
 
 class Outbox(Store):
-    """Where events wait for the broker, and what a full one does: hold the others back, or lose its oldest."""
+    """Where events wait for the broker; a full one holds the others back, or loses its oldest."""
 
     full: Literal["block", "drop-oldest"] = "block"
 
