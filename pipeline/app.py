@@ -1,6 +1,6 @@
 """One pipeline, wired in one place; it reads like the picture in the README.
 
-    rings → merge → assemble → enrich → filter → encode → sink
+    rings → merge → assemble → enrich → filter → encode → tell → sink
 
 Each arrow is a small bounded link, each stage one task in one nursery. It ends from the front: the source
 closes its link, the end cascades, and `run` is over when the sink has made the last batch safe.
@@ -11,11 +11,13 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import trio
 
 from pipeline import books, place
+from pipeline.answers import Host
 from pipeline.books import Holder
 from pipeline.clock import Clock
 from pipeline.columns import Columns
@@ -26,6 +28,8 @@ from pipeline.kernel.attachment import Attachment
 from pipeline.kernel.manifest import Manifest
 from pipeline.ledger import Statement, zeros
 from pipeline.live_answers import LiveAnswers
+from pipeline.notices import block
+from pipeline.pulse import Pulse
 from pipeline.redact import Redaction
 from pipeline.sinks.checkpoint import BookKeeper
 from pipeline.sinks.jsonlines import JsonLines
@@ -34,7 +38,7 @@ from pipeline.sinks.log import LogSink
 from pipeline.sinks.outbox import Outbox
 from pipeline.sinks.sink import Sink
 from pipeline.sources.feeds import Feed
-from pipeline.sources.rings import Rings
+from pipeline.sources.rings import Beats, Rings
 from pipeline.stages import stage
 from pipeline.stages.assemble import Assemble
 from pipeline.stages.encode import Encode
@@ -42,8 +46,10 @@ from pipeline.stages.enrich import Enrich
 from pipeline.stages.filter import Filter, Judge
 from pipeline.stages.merge import Merge
 from pipeline.stages.stage import Countable, Link, Stage
+from pipeline.stages.tell import Tell
 from pipeline.store import LOG, OUTBOX, Store
 from pipeline.tables import console
+from pipeline.watch import Facts, Watch
 
 __all__ = ["Pipeline", "Say"]
 
@@ -86,11 +92,22 @@ class Pipeline:
         )
         for ring in self._rings.values():  # a run that was killed may have stored the books and moved nothing
             ring.release(ring.position)
+            if ring.refused:
+                say(f"ring {ring.number}: {ring.refused}")
         self._sink = self._make_sink(target)
         self._view = None if config.quiet or isinstance(target, place.Stdout) else View(console())
-        self._source = Rings(self._rings, self._attachment.descriptors, Clock(), feeds=feeds)
+        self._clock = Clock()
+        self._source = Rings(
+            self._rings,
+            self._attachment.descriptors,
+            self._clock,
+            feeds=feeds,
+            beats=Beats(config.heartbeat, self._attachment.counters),
+        )
+        self._watch = Watch(config.watch, say)
         self._stages = self._make_stages(judge)
         self._holders: list[Holder] = []
+        self._links: list[tuple[str, Link[Any]]] = []
         self._leave_rest = False
 
     def _make_sink(self, target: place.Place) -> Sink:
@@ -104,6 +121,7 @@ class Pipeline:
                 properties=config.kafka,
                 partitions=config.topic.partitions,
                 largest=config.topic.max_record,
+                boot_id=self._manifest.boot_id,
             )
         if isinstance(target, place.Stdout):
             return JsonLines(self._keeper)
@@ -122,6 +140,7 @@ class Pipeline:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_told, scope, detaching)
                 nursery.start_soon(books.answer, self._config.state, self.statement)
+                nursery.start_soon(self._watch_ourselves)
                 if self._view:
                     nursery.start_soon(self._view.run)
                 await self._flow()
@@ -139,8 +158,10 @@ class Pipeline:
             for each in self._stages:
                 following: Link[Any] = Link(each.name)
                 self._holders += [each, following]
+                self._links.append((each.name, link))
                 nursery.start_soon(stage.run, each, link, following, lambda: self._leave_rest)
                 link = following
+            self._links.append((self._sink.name, link))
             nursery.start_soon(self._sink.run, link)
 
     def _make_stages(self, judge: Judge | None) -> list[Stage[Any, Any]]:
@@ -151,6 +172,7 @@ class Pipeline:
         )
         limits = self._sink.limits if isinstance(self._sink, KafkaSink) else None
         boundary = {number: ring.expected for number, ring in self._rings.items()}
+        pulse = self._make_pulse(answers.host)
         found: list[Stage[Any, Any] | None] = [
             Merge(),
             Assemble(boundary, self._keeper.books.number, int(config.expiry * 1e9), config.assembly),
@@ -158,9 +180,44 @@ class Pipeline:
             Enrich(answers),
             Filter(judge, Columns(answers.host, surfaces, redaction)) if judge else None,
             Encode(answers.host, surfaces, redaction, limits),
+            Tell(answers.host, pulse.look, self._keeper.books.told, pulse.since),
             Tap[Encoded]("shown", self._view.offer) if self._view else None,
         ]
         return [each for each in found if each]
+
+    def _make_pulse(self, host: Host) -> Pulse:
+        """What heartbeats say of this run."""
+        return Pulse(
+            block(host),
+            self._rings,
+            self._keeper.books,
+            attached=min(self._attachment.start(ring) for ring in self._manifest.rings) * 1000,
+            fixed={"attachment": self._manifest.id},
+            now=self._clock,
+            statement=self.statement,
+            rest=lambda: {
+                "outbox": {"events": int(self._sink.in_outbox().sum()), "bytes": self._waiting()},
+                "watch": self._watch.findings,
+            },
+            losses=self._sink.tell if isinstance(self._sink, KafkaSink) else lambda until: (),
+        )
+
+    def _waiting(self) -> int:
+        """Bytes of the outbox."""
+        return self._store.size if isinstance(self._sink, KafkaSink) else 0
+
+    async def _watch_ourselves(self) -> None:
+        while True:
+            await trio.sleep(self._config.heartbeat)
+            facts = Facts(
+                now=trio.current_time(),
+                links=[(taker, len(link), link.taken) for taker, link in self._links],
+                rings={number: self._rings[number].filled for number in self._manifest.rings},
+                outbox=self._waiting(),
+                offset=self._clock()[1],
+                balanced=self.statement().balanced,
+            )
+            self._watch.look(facts)
 
     async def _until_told(self, scope: trio.CancelScope, detaching: bool) -> None:
         """Begin the end when the time is over or a signal comes; a second signal, or the deadline, cuts it
@@ -180,7 +237,7 @@ class Pipeline:
 
     def statement(self) -> Statement:
         """The live ledger."""
-        return books.compute(
+        found = books.compute(
             self._attachment,
             self._rings,
             self._keeper.books,
@@ -188,6 +245,9 @@ class Pipeline:
             self._holders,
             [self._sink, *self._parked],
         )
+        # What an outbox of another place still holds is not acknowledged anywhere.
+        waits = any(store.in_outbox().any() for store in self._parked)
+        return replace(found, complete_until=0) if waits else found
 
 
 class Tap(Generic[T]):

@@ -89,6 +89,7 @@ def compute(
         in_outbox=sum((each.in_outbox() for each in parked), zeros()),
         in_flight=sum((holder.held() for holder in holders), kernel.unread),
         troubles=attachment.troubles(),
+        complete_until=books.complete,
         rings={
             ring: {
                 "chunks_attempted": chunks,

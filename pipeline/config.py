@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pipeline.errors import UserError
 from pipeline.values import (
@@ -37,6 +37,7 @@ from pipeline.values import (
     Size,
     Text,
     Uids,
+    items,
 )
 
 __all__ = ["PREFIX", "Config", "default_ring_size", "load"]
@@ -156,6 +157,22 @@ class Topic(Table):
     max_record: Size = 8 * MiB
 
 
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class Watch(Table):
+    """From when on the pipeline finds something wrong with itself (watch.py)."""
+
+    stall: Seconds = 10.0
+    """Seconds for which a stage takes nothing though something waits."""
+    rings: Annotated[tuple[Fraction, ...], BeforeValidator(items)] = (0.5, 0.9)
+    """Parts of a ring that are taken."""
+    outbox: Annotated[int, Field(ge=1)] = 3
+    """Looks in a row at which the outbox had grown."""
+    clock: Seconds = 0.1
+    """Seconds by which the clock steps."""
+
+
 class HostNames(Table):
     """What records say of this host; nil: its own answers."""
 
@@ -195,6 +212,9 @@ class Config(Table):
     log: Store = Store()
     shutdown: Shutdown = Shutdown()
     topic: Topic = Topic()
+    heartbeat: Seconds = 5.0
+    """Seconds between two heartbeats, and two looks of self-watch."""
+    watch: Watch = Watch()
     host: HostNames = HostNames()
     kafka: Properties = Field(default_factory=dict, repr=False)
     """librdkafka's own properties, by their names."""

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.event import Encoded
+from pipeline.notices import HEARTBEAT
 from pipeline.render import line, plain
 
 __all__ = ["View", "show"]
@@ -43,10 +44,12 @@ class View:
 
     def offer(self, encoded: Encoded) -> None:
         """Take note of a batch; returns at once."""
-        for records in encoded.records.values():
-            self._newest.extend(records.values[-SHOWN:])
-        self._offered += len(encoded)
-        self._wake.set()
+        shown = [records.values for family, records in encoded.records.items() if family != HEARTBEAT]
+        for values in shown:
+            self._newest.extend(values[-SHOWN:])
+        self._offered += sum(map(len, shown))
+        if shown:
+            self._wake.set()
 
     def close(self) -> None:
         """No more will be offered: `run` ends when it has painted what it has, or soon, if it cannot."""

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+from pipeline.notices import NOTICES
 from pipeline.place import Kafka, Place, PlaceError, Stdout, parse
 from pipeline.sources.log import LogSource
 from pipeline.sources.source import Record, Source, Window
@@ -58,12 +59,15 @@ async def consume(
     until: int | None = None,
     last: int | None = None,
     follow: bool = False,
+    notices: bool = False,
     kafka: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Events]:
     """Read a PLACE: its events in order of time, each once, though it may be stored twice.
 
     `since`, `until`: ns since the epoch. `last`: only the newest so many. `follow`: go on with what comes.
+    `notices`: also loss records and heartbeats, which are no events (docs/notices.md).
     Raises UserError: a place that cannot be read.
     """
-    async with source(parse(place), kafka).batches(Window(since, until, last, follow)) as batches:
+    window = Window(since, until, last, follow, () if notices else NOTICES)
+    async with source(parse(place), kafka).batches(window) as batches:
         yield Events(batches)

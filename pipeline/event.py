@@ -18,8 +18,11 @@ from pipeline.chunk import CAPPED, CUT, PAYLOAD, ring_of
 from pipeline.schema import KINDS, Schema
 
 __all__ = [
+    "FOREVER",
+    "NO_RING",
     "UNKNOWN",
     "Batch",
+    "Beat",
     "Encoded",
     "Gap",
     "Hole",
@@ -30,6 +33,7 @@ __all__ = [
     "Settled",
     "Slice",
     "State",
+    "Told",
     "count",
     "settle",
     "spans",
@@ -38,6 +42,12 @@ __all__ = [
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
 State = Literal["complete", "capped", "lost", "fault", "expired"]
+Told = Mapping[tuple[int, str, str], Ints]
+"""(ring or NO_RING, stage, reason) → events per kind, or how many under kind 0, lost since the attachment
+began."""
+NO_RING: Final = -1
+FOREVER: Final = (1 << 63) - 1
+"""Later than any time, ns."""
 UNKNOWN: Final = 0xFFFFFFFF
 """`of` of a promise whose true size the kernel could not find out."""
 
@@ -68,6 +78,20 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True)
+class Beat:
+    """A heartbeat on its way: the source begins one now and then, and `tell` makes it a record.
+
+    What it says holds where it stands in the stream, and so goes along with what it speaks of.
+    """
+
+    until: int
+    """Boottime ns: every event before it is in front of this beat, or lost and told. Stages that hold
+    something lower it."""
+    tails: tuple[Gap, ...] = ()
+    """Numbers that rings lost behind their last chunks: no chunk shows them yet."""
+
+
+@dataclass(frozen=True, slots=True)
 class Slice:
     """One ring's new chunks. `chunks` is a view into the ring's own memory: it stays as it is until the
     position moves over it, so nobody copies what is only looked at, and nobody writes to it."""
@@ -90,6 +114,7 @@ class Pass:
     looked, less a small slack)."""
     clock: int
     """ns to add to boottime to get the time since the epoch, as it was at this pass."""
+    beat: Beat | None = None
 
     @property
     def counts(self) -> Ints:
@@ -121,6 +146,10 @@ class Passage:
     """(ring, what) → chunks before those positions that were read, repeat, orphan, malformed, discarded, …"""
     tally: dict[tuple[str, str, str], Ints] = field(default_factory=dict)
     """(term, stage, reason) → events per kind; term is "filtered" or "lost"."""
+    beat: Beat | None = None
+    """The heartbeat that stands behind this batch's events."""
+    told: Told = field(default_factory=dict)
+    """With a beat: all losses that are in the stream once this batch is."""
 
     def book(self, term: Literal["filtered", "lost"], stage: str, reason: str, counts: Ints) -> None:
         """Say why events that came in do not go on: the only way for a stage to drop something."""
@@ -189,9 +218,10 @@ class Encoded:
     """Events per kind number."""
     passage: Passage
     time: tuple[int, int] = (0, 0)
-    """First and last time of an event, ns since the epoch."""
+    """First and last time of a record, ns since the epoch."""
     spans: tuple[tuple[int, int], ...] = ()
     """For each ring, the ids of the first and the last event from it."""
+    clock: int = 0
 
     def __len__(self) -> int:
         return sum(len(records.values) for records in self.records.values())

@@ -16,8 +16,8 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from pipeline.credentials import distrust, read
 from pipeline.errors import UserError
+from pipeline.notices import topics as all_families
 from pipeline.place import Kafka
-from pipeline.schema import families
 
 __all__ = [
     "OVERHEAD",
@@ -215,7 +215,7 @@ def _why(error: KafkaError, place: Kafka, properties: Mapping[str, Any]) -> str:
 def present(place: Kafka, properties: Mapping[str, Any]) -> tuple[str, dict[str, list[int]]]:
     """The cluster's id, and the place's topics with their partitions. Raises BrokerError, AwayError."""
     _, metadata = _ask(place, properties)
-    known = {place.topic(family) for family in families()}
+    known = {place.topic(family) for family in all_families()}
     topics = {name: sorted(t.partitions) for name, t in metadata.topics.items() if name in known}
     return metadata.cluster_id, topics
 
@@ -226,7 +226,7 @@ def ensure(place: Kafka, properties: Mapping[str, Any], *, partitions: int, larg
     `partitions` and `largest` (bytes of a record) are for those. Raises BrokerError, AwayError.
     """
     client, metadata = _ask(place, properties)
-    topics = {family: place.topic(family) for family in families()}
+    topics = {family: place.topic(family) for family in all_families()}
     missing = [name for name in topics.values() if name not in metadata.topics]
     config = {"max.message.bytes": str(largest + OVERHEAD)}
     new = [NewTopic(name, num_partitions=partitions, config=config) for name in missing]
@@ -243,7 +243,7 @@ def ensure(place: Kafka, properties: Mapping[str, Any], *, partitions: int, larg
 def is_committed(place: Kafka, properties: Mapping[str, Any]) -> bool:
     """Whether no transaction is open on the place's topics. Raises BrokerError, AwayError."""
     client, metadata = _ask(place, properties)
-    topics = [metadata.topics[name] for name in map(place.topic, families()) if name in metadata.topics]
+    topics = [metadata.topics[name] for name in map(place.topic, all_families()) if name in metadata.topics]
     end = OffsetSpec.latest()  # type: ignore[no-untyped-call]
     latest = {TopicPartition(t.topic, n): end for t in topics for n in t.partitions}
     ends = []

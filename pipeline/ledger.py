@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.event import Ints, Passage
+from pipeline.event import Ints, Passage, Told
 from pipeline.schema import KINDS, by_number
 
 __all__ = ["TERMS", "Books", "KernelBooks", "RingBooks", "Statement"]
@@ -76,11 +76,19 @@ class Books:
     """Events that ever went into the outbox. No term: what is missing there is found by it."""
     left: Tally = field(default_factory=dict)
     """What became of those that left it, as its file says too; for when that is lost."""
+    seen: int = 0
+    """Boottime ns that the newest heartbeat here speaks of: before it, everything is in these books."""
+    told: Told = field(default_factory=dict)
+    """The losses that are in the stream up to there."""
+    complete: int = 0
+    """Boottime ns: every event before it is acknowledged, filtered, or told as lost."""
 
     def retire(self, passage: Passage) -> None:
         """Take over what a passage booked, and the positions that are free now."""
         self.number = passage.number
         add(self.tally, passage.tally)
+        if passage.beat:
+            self.seen, self.told = max(self.seen, passage.beat.until), passage.told
         for ring, (position, sequence) in passage.positions.items():
             books = self.rings.setdefault(ring, RingBooks())
             books.position, books.sequence = position, sequence
@@ -105,6 +113,12 @@ class Books:
                 [ring, b.position, b.sequence, b.read, b.gaps, dict(b.other)]
                 for ring, b in self.rings.items()
             ],
+            "seen": self.seen,
+            "told": [
+                [*key, {n: int(counts[n]) for n in np.flatnonzero(counts).tolist()}]
+                for key, counts in self.told.items()
+            ],
+            "complete": self.complete,
         }
 
     @classmethod
@@ -117,6 +131,10 @@ class Books:
             rings={ring: RingBooks(*rest) for ring, *rest in plain["rings"]},
             spilled=np.array(plain["spilled"], np.int64) if "spilled" in plain else zeros(),
             left=_tally_from_plain(plain.get("left", ())),
+            # Books of earlier versions know of no heartbeats.
+            seen=plain.get("seen", 0),
+            told={(ring, stage, reason): _dense(few) for ring, stage, reason, few in plain.get("told", ())},
+            complete=plain.get("complete", 0),
         )
 
 
@@ -126,6 +144,13 @@ def _tally_to_plain(tally: Tally) -> list[list[Any]]:
 
 def _tally_from_plain(plain: Iterable[list[Any]]) -> Tally:
     return {(a, b, c): np.array(counts, np.int64) for a, b, c, counts in plain}
+
+
+def _dense(few: Mapping[int, int]) -> Ints:
+    counts = zeros()
+    for kind, n in few.items():
+        counts[kind] = n
+    return counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +183,8 @@ class Statement:
     """Ring → chunks_attempted, chunks_attempted_after, chunks_read, gaps, drops, unread, …"""
     troubles: Mapping[str, int] = field(default_factory=dict)
     """Counters of the kernel that should stay 0."""
+    complete_until: int = 0
+    """Boottime ns: every event before it is acknowledged, filtered, or inside a loss record."""
 
     def term(self, name: str) -> Ints:
         """Events per kind of filtered or lost."""
@@ -185,6 +212,7 @@ class Statement:
         kinds = {n: s.name for n, s in by_number().items()}
         return {
             "balanced": self.balanced,
+            "complete_until": self.complete_until or None,
             **{name: int(counts.sum()) for name, counts in terms.items()},
             "events": {
                 kind: {name: int(counts[n]) for name, counts in terms.items()} for n, kind in kinds.items()

@@ -1,4 +1,4 @@
-"""Records as text for eyes: one line per event, aligned, coloured where there is a terminal.
+"""Records as text for eyes: one line each, aligned, coloured where there is a terminal.
 
 Takes records as they are stored (decoded msgpack maps), from a topic, the local log or the live view. What a
 process chose (names, arguments) cannot disturb the terminal;
@@ -14,6 +14,7 @@ from typing import Final
 from rich.cells import cell_len, set_cell_size
 
 from pipeline.bodies import Record, body
+from pipeline.notices import LOSS, NOTICES
 from pipeline.shown import Part, escape, size, unknown
 
 __all__ = ["line", "plain"]
@@ -37,6 +38,7 @@ KIND_STYLES: Final = {
 MEASURED: Final = 4
 """Characters per column that are looked at: accents take none of their own."""
 MARK: Final = "bold black on yellow"
+ALARM: Final = "bold white on red"
 
 
 def line(record: Record, width: int | None = None, *, dated: bool = True) -> list[Part]:
@@ -44,8 +46,11 @@ def line(record: Record, width: int | None = None, *, dated: bool = True) -> lis
 
     `width` is the terminal's, in columns; None: nothing is cut. `dated` adds the day to the time.
     """
-    process = record["process"]
     kind = str(record["kind"])
+    if kind in NOTICES:
+        text, style = (_loss(record), ALARM) if kind == LOSS else (_heartbeat(record), "dim")
+        return [(f"{_time(record['time'], dated)} ", "dim"), (f"{kind:<14} ", style), (text, style)]
+    process = record["process"]
     start: list[Part] = [
         (f"{_time(record['time'], dated)} ", "dim"),
         (f"{kind:<14} ", KIND_STYLES.get(kind, "bold")),
@@ -63,6 +68,34 @@ def line(record: Record, width: int | None = None, *, dated: bool = True) -> lis
 def plain(parts: Iterable[Part]) -> str:
     """A line without colours."""
     return "".join(text for text, _ in parts)
+
+
+# ---- notices
+
+
+def _loss(record: Record) -> str:
+    """E.g. "ring 0 lost 12 chunks, 100 to 111 (ring, full), between 12:00:01.000 and 12:00:02.500"."""
+    offset = record["time"] - record["boottime"]
+    since, until = record["since"], _time(record["until"] + offset, False)
+    span = f"between {_time(since + offset, False)} and {until}" if since else f"before {until}"
+    ring, count, kinds = record["ring"], record["count"], record["kinds"]
+    who = "" if ring is None else f"ring {ring} "
+    what = f"lost {'nobody knows how many' if count is None else f'{count:,}'}"
+    if kinds:
+        what = "lost " + ", ".join(f"{n:,} {kind}" for kind, n in kinds.items())
+    if record["first"] is not None:
+        late = record["reason"] == "late"
+        what = f"{'took back' if late else what}: numbers {record['first']} to {record['last']}"
+    return f"{who}{what} ({escape(record['stage'])}, {escape(record['reason'])}), {span}"
+
+
+def _heartbeat(record: Record) -> str:
+    """E.g. "complete until 12:00:01.000, ledger balanced, 0 lost"."""
+    complete, offset = record["complete_until"], record["time"] - record["boottime"]
+    until = "not yet complete" if complete is None else f"complete until {_time(complete + offset, False)}"
+    balanced = "ledger balanced" if record["balanced"] else "LEDGER NOT BALANCED"
+    lost = record["ledger"].get("all", {}).get("lost", 0)
+    return ", ".join((until, balanced, f"{lost:,} lost", *map(escape, record["watch"])))
 
 
 # ---- the columns that all events have

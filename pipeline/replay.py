@@ -1,7 +1,8 @@
 """Re-publishes stored records, in order and unchanged to the byte, from one place to another.
 
-Into Kafka a replay is one transaction: readers that read what is committed see all of it, exactly once,
-or nothing. Into a folder's log and as JSON lines it goes batch by batch.
+Notices (notices.py) go along whatever a filter says of events: what was lost stays told. Into Kafka a replay
+is one transaction: readers that read what is committed see all of it, exactly once, or nothing. Into a
+folder's log and as JSON lines it goes batch by batch.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from pipeline.kafka import (
     producer,
 )
 from pipeline.ledger import zeros
+from pipeline.notices import NOTICES
 from pipeline.place import Folder, Kafka, Place
 from pipeline.schema import by_name
 from pipeline.sinks.jsonlines import write
@@ -118,8 +120,9 @@ async def _copy(
 def _filtered(records: list[Record], keep: Keep | None) -> list[Record]:
     if not keep or not records:
         return records
-    verdicts = keep([record.fields for record in records])
-    return [record for record, verdict in zip(records, verdicts, strict=True) if verdict]
+    events = [record for record in records if record.family not in NOTICES]
+    verdicts = iter(keep([event.fields for event in events]))
+    return [record for record in records if record.family in NOTICES or next(verdicts)]
 
 
 def _refuse_itself(origin: Place, target: Place, kafka: Mapping[str, Any]) -> None:
@@ -270,8 +273,9 @@ def _encoded(records: list[Record]) -> Encoded:
         columns.keys.append(record.key)
         columns.values.append(record.value)
         columns.times.append(record.stamp)
-        schema = by_name().get(record.fields.get("kind", ""))
-        kinds[schema.number if schema else 0] += 1
+        if record.family not in NOTICES:
+            schema = by_name().get(record.fields.get("kind", ""))
+            kinds[schema.number if schema else 0] += 1
     times = np.array([record.time for record in records], np.int64)
     return Encoded(families, kinds, Passage(0, {}), (int(times.min()), int(times.max())))
 

@@ -184,7 +184,7 @@ def insert(db: sqlite3.Connection, attachment: str, batch: Encoded) -> tuple[int
         attachment,
         batch.passage.number,
         *batch.time,
-        len(batch),
+        int(batch.counts.sum()),  # notices are not what is asked for by number
         len(body),
         blob(batch.counts),
         msgpack.packb(batch.spans),

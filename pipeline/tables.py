@@ -78,6 +78,8 @@ def print_ledger(out: Console, ledger: Mapping[str, Any], *, rings: bool) -> Non
             out.print(table([f"{title} by", "reason", "kind", "events"], reasons, right=["events"]))
     if rings and ledger["rings"]:
         out.print(_rings(ledger["rings"]))
+    if until := ledger.get("complete_until"):
+        out.print(Text(f"complete until {until / 1e9:,.3f} s since boot"), soft_wrap=True)
     out.print(
         Text(summary(ledger), "bold green" if ledger["balanced"] else "bold white on red"), soft_wrap=True
     )

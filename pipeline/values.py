@@ -72,7 +72,7 @@ def _seconds(value: object) -> float:
     return seconds
 
 
-def _list(value: object) -> object:
+def items(value: object) -> object:
     """Flags and variables hold lists as text with commas."""
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
 
@@ -144,13 +144,13 @@ Seconds = Annotated[float, BeforeValidator(_seconds)]
 Limit = Annotated[Seconds | None, BeforeValidator(_optional)]
 """Seconds, or none."""
 Text = Annotated[str | None, BeforeValidator(_optional)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_list)]
-Events = Annotated[tuple[str, ...], BeforeValidator(_list), AfterValidator(_events)]
+Names = Annotated[tuple[str, ...], BeforeValidator(items)]
+Events = Annotated[tuple[str, ...], BeforeValidator(items), AfterValidator(_events)]
 """Names of event schemas; or `all`."""
 ROOM: Final = Field(max_length=1024)
 """As much as the kernel's maps hold."""
-Uids = Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 32)], ...], BeforeValidator(_list), ROOM]
-Cgroups = Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 64)], ...], BeforeValidator(_list), ROOM]
+Uids = Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 32)], ...], BeforeValidator(items), ROOM]
+Cgroups = Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 64)], ...], BeforeValidator(items), ROOM]
 Patterns = Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], BeforeValidator(_lines)]
 """Regular expressions, as text."""
 Properties = Annotated[dict[str, str], BeforeValidator(_properties)]

@@ -24,6 +24,7 @@ def record(index: int, *, padding: int = 0, boot: str = BOOT) -> dict[str, Any]:
         "schema": f"{kind}/1",
         "kind": kind,
         "time": TIME + index * 1_000_000,
+        "boottime": (index + 1) * 1_000_000,
         "host": {"id": "h", "name": "n", "boot_id": boot, "labels": {}},
         "ring": 0,
         "sequence": index,

@@ -22,6 +22,7 @@ from pipeline.clock import Clock
 from pipeline.config import Config
 from pipeline.event import Batch, Ints
 from pipeline.ledger import Books, Statement
+from pipeline.notices import NOTICES
 from pipeline.schema import by_name
 from pipeline.sinks.log import LogSink
 from pipeline.stages.filter import Judge
@@ -68,12 +69,20 @@ class World:
         config = Config(state=self.state, quiet=True, expiry=expiry, **given)
         return Pipeline(config, place.Folder(self.state), self.attached, [], judge, self.said.append)
 
-    def records(self) -> list[dict[str, Any]]:
+    def stored(self) -> list[dict[str, Any]]:
         """All that the log holds."""
         store = Store(self.state / LOG, make=False)
         values = [value for row in store.rows() for found in row.unpack().values() for value in found.values]
         store.close()
         return [msgpack.unpackb(value) for value in values]
+
+    def records(self) -> list[dict[str, Any]]:
+        """The events that the log holds."""
+        return [record for record in self.stored() if record["kind"] not in NOTICES]
+
+    def notices(self, kind: str) -> list[dict[str, Any]]:
+        """The notices of one kind that the log holds."""
+        return [record for record in self.stored() if record["kind"] == kind]
 
     def ids(self) -> list[int]:
         return [record["id"] for record in self.records()]

@@ -20,8 +20,8 @@ from pipeline.kafka import (
     producer,
     settings,
 )
+from pipeline.notices import topics as all_families
 from pipeline.place import Kafka
-from pipeline.schema import families
 from tests.broker import Broker
 
 NOWHERE = Kafka("127.0.0.1:1")
@@ -69,8 +69,8 @@ def test_an_error_that_nobody_can_help_has_no_advice() -> None:
 @pytest.mark.kafka
 def test_topics_are_made_once_and_taken_as_they_are(kafka: Broker) -> None:
     place = Kafka(kafka.address, "topics.made")
-    limits = dict.fromkeys(families(), (2 << 20) + OVERHEAD)
-    topics = {f"topics.made.{family}": [0, 1, 2] for family in families()}
+    limits = dict.fromkeys(all_families(), (2 << 20) + OVERHEAD)
+    topics = {f"topics.made.{family}": [0, 1, 2] for family in all_families()}
     assert ensure(place, {}, partitions=3, largest=2 << 20) == limits
     assert present(place, {})[1] == topics
     assert ensure(place, {}, partitions=9, largest=5 << 20) == limits
@@ -83,7 +83,7 @@ def test_a_topic_of_others_keeps_its_limit(kafka: Broker) -> None:
     topic = NewTopic("of-others.process", 1, config={"max.message.bytes": "12345"})
     client.create_topics([topic])[topic.topic].result(20)
     limits = ensure(Kafka(kafka.address, "of-others"), {}, partitions=3, largest=1 << 20)
-    assert limits == {**dict.fromkeys(families(), (1 << 20) + OVERHEAD), "process": 12345}
+    assert limits == {**dict.fromkeys(all_families(), (1 << 20) + OVERHEAD), "process": 12345}
 
 
 @pytest.fixture(scope="module")

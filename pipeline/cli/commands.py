@@ -212,6 +212,9 @@ def tail(
     ] = False,
     events: Events = None,
     filter: Filter = None,
+    heartbeats: Annotated[
+        bool, typer.Option("--heartbeat", help="Show heartbeats too; losses are shown in any case.")
+    ] = False,
     form: Annotated[
         Literal["text", "json"], typer.Option("--format", help="text for eyes, json for programs.")
     ] = "text",
@@ -232,6 +235,7 @@ def tail(
         place,
         newest=None if from_start else 10 if newest is None else newest,
         follow=follow,
+        heartbeats=heartbeats,
         as_json=form == "json",
         say=say,
     )
@@ -324,7 +328,7 @@ def schema_show(name: str) -> None:
 
 @schemas.command("json")
 def schema_json(name: str) -> None:
-    """Print the JSON Schema of one kind's records."""
-    from pipeline.cli.schemas import find, print_json
+    """Print the JSON Schema of one kind's records; also of `loss` and `heartbeat`, which are no events."""
+    from pipeline.cli.schemas import print_json
 
-    print_json(find(name))
+    print_json(name)

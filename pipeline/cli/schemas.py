@@ -47,8 +47,9 @@ def print_one(schema: Schema) -> None:
     out.print(table(["key of the record", "type", "unit", "ECS", "meaning"], rows))
 
 
-def print_json(schema: Schema) -> None:
-    """The JSON Schema of a kind's records."""
-    from pipeline.json_schema import json_schema
+def print_json(name: str) -> None:
+    """The JSON Schema of the records of a kind, or of a kind of notice."""
+    from pipeline import json_schema, notices
 
-    print(json.dumps(json_schema(schema), indent=2, ensure_ascii=False))
+    made = notices.json_schema(name) if name in notices.NOTICES else json_schema.json_schema(find(name))
+    print(json.dumps(made, indent=2, ensure_ascii=False))

@@ -43,7 +43,7 @@ from pipeline.kernel.layout import (
 )
 from pipeline.kernel.manifest import FILE, PROC_FILE, Hook, Manifest
 from pipeline.kernel.own_ring import OwnMemory, OwnRing
-from pipeline.kernel.ring import Ring, RingMemory
+from pipeline.kernel.ring import Ring, RingMemory, resume
 from pipeline.kernel.surfaces import Surfaces
 from pipeline.kernel.who import Who
 from pipeline.ledger import Books, KernelBooks, RingBooks, Tally, zeros
@@ -188,18 +188,19 @@ class Attachment:
         return self.manifest
 
     def rings(self, books: Books) -> dict[int, Ring]:
-        """A reader for each ring, and for the first look at /proc, from where the books end."""
+        """A reader for each ring, and for the first look at /proc, from where the books end.
+
+        What is impossible in the books is put right in them (kernel/ring.py).
+        """
         memories = {**self._memories, **self._own, PROC_RING: RingMemory.of_chunks(self._processes)}
         found = {}
         for number, memory in memories.items():
             known = books.rings.get(number) or RingBooks(sequence=self.start(number))
-            consumer, producer = int(memory.consumer[0]), int(memory.producer[0])
-            if number != PROC_RING and not consumer <= known.position <= producer:
-                raise UserError(
-                    f"ring {number}: the books end at {known.position}, the ring holds {consumer} to "
-                    f"{producer}: they do not belong together; promissory detach, then run again"
-                )
-            found[number] = Ring(number, memory, known)
+            numbers = range(self.start(number), self.next_sequence(number) + 1)
+            known, refused = resume(memory, known, numbers)
+            if refused:
+                books.rings[number] = known
+            found[number] = Ring(number, memory, known, refused)
         return found
 
     def own_ring(self, number: int, caps: Mapping[str, int]) -> OwnRing:
@@ -262,6 +263,11 @@ class Attachment:
         """Ring → numbers given out."""
         found = {ring: self.next_sequence(ring) - self.start(ring) for ring in self.manifest.rings}
         return {**found, PROC_RING: len(self._processes)}
+
+    def counters(self) -> dict[int, tuple[int, int]]:
+        """Ring → (the number that its next attempt will take, numbers that it dropped)."""
+        rows = {ring: self._row(ring) for ring in self.manifest.rings}
+        return {ring: (int(row["sequence"]), int(row["drops"])) for ring, row in rows.items()}
 
     def next_sequence(self, ring: int) -> int:
         """The number that a ring's next attempt will take."""

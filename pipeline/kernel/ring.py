@@ -16,7 +16,7 @@ x86 keeps stores in order, so a length word that is not busy vouches for the chu
 from __future__ import annotations
 
 import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -27,7 +27,7 @@ from pipeline.event import Gap, Ints, Slice, count
 from pipeline.ledger import RingBooks, zeros
 from pipeline.schema import KINDS
 
-__all__ = ["Behind", "Ring", "RingMemory"]
+__all__ = ["Behind", "Ring", "RingMemory", "resume"]
 
 PAGE: Final = mmap.PAGESIZE
 
@@ -77,15 +77,19 @@ class Ring:
     cursor: where reading goes on; position: what is safe. Both in bytes, ever growing.
     expected: the sequence that the next chunk should have.
     chunks_read, gaps: the books up to the cursor (those up to the position are in ledger.Books).
+    begin, first: the sequence at which this reading begins, and that of the first chunk that it took.
+    refused: what made no sense of what an earlier run left, in words (see `resume`).
     time: of the last chunk that was read, boottime ns.
     stalled: the last look ended before a chunk that is still being written.
     """
 
-    def __init__(self, number: int, memory: RingMemory, books: RingBooks) -> None:
+    def __init__(self, number: int, memory: RingMemory, books: RingBooks, refused: str = "") -> None:
         """`books` are those up to the position from which to read: what an earlier run left, or new ones."""
         self.number = number
         self.position = self.cursor = books.position
-        self.expected = books.sequence
+        self.expected = self.begin = books.sequence
+        self.first: int | None = None
+        self.refused = refused
         self.chunks_read = books.read
         self.gaps = books.gaps
         self.time = 0
@@ -156,6 +160,20 @@ class Ring:
         gaps = max(attempted, highest + 1) - self.expected - len(chunks)
         return Behind(len(chunks), max(gaps, -late), count(kinds[kinds < KINDS]) if len(kinds) else zeros())
 
+    def tail(self, number: int, dropped: int, now: int) -> Gap | int | None:
+        """What is missing behind the last chunk: `number` is the next one that the kernel gives out,
+        `dropped` how many it dropped; both as they were just before the last `read`, at `now` or later.
+
+        None: nothing. A gap: all that is missing was dropped. Else the boottime, ns, up to which the ring is
+        whole: something stands there unread, or is still on its way.
+        """
+        missing = number - self.expected
+        if missing <= 0:
+            return None
+        if missing != dropped - self.gaps:
+            return self.time
+        return Gap(self.number, self.expected, number - 1, self.time, now, self.cursor)
+
     def _waiting(self, limit: int) -> NDArray[Any]:
         n = min((int(self._memory.producer[0]) - self.cursor) // STRIDE, limit)
         first = self.cursor % self.size // STRIDE
@@ -164,6 +182,7 @@ class Ring:
     def _find_gaps(self, chunks: NDArray[Any]) -> tuple[Gap, ...]:
         sequences = chunks["sequence"]
         first, last = int(sequences[0]), int(sequences[-1])
+        self.first = first if self.first is None else self.first
         before, self.time = self.time, int(chunks["time"][-1])
         expected = self.expected
         if first == expected and last - first == len(chunks) - 1 and bool((np.diff(sequences) == 1).all()):
@@ -191,3 +210,28 @@ class Ring:
             position=self.cursor + i * STRIDE,
             filled=late,
         )
+
+
+def resume(memory: RingMemory, books: RingBooks, numbers: range) -> tuple[RingBooks, str]:
+    """The books from which to go on: those that were left, as far as they can be true of this ring.
+
+    `numbers`: the sequences that the next chunk can have. What makes no sense is replaced by what is nearest
+    to losing nothing, counted as `refused` in the books, and told.
+    """
+    consumer, producer = int(memory.consumer[0]), int(memory.producer[0])
+    possible = range(max(producer - memory.size, 0), producer + 1, STRIDE)
+    said, position, sequence = [], books.position, books.sequence
+    if consumer not in possible or consumer > position:
+        said.append(f"its consumer position {consumer}")
+    if position not in possible:
+        position = consumer if consumer in possible else possible[0]
+        said.append(f"the books' position {books.position}")
+    if sequence not in numbers:
+        waiting = memory.chunks[position % memory.size // STRIDE]["sequence"]
+        sequence = int(waiting) if position < producer else numbers[-1]
+        said.append(f"the books' sequence {books.sequence}")
+    if not said:
+        return books, ""
+    refused = {"refused": books.other.get("refused", 0) + 1}
+    text = f"refused {' and '.join(said)} (the producer's is {producer}): goes on at {position}"
+    return replace(books, position=position, sequence=sequence, other=books.other | refused), text

@@ -79,6 +79,10 @@ class BookKeeper:
         """See Keeper."""
         add(self._ahead.left, left)
 
+    def complete(self, until: int) -> None:
+        """See Keeper."""
+        self._ahead.complete = max(self._ahead.complete, until)
+
     def release(self) -> None:
         """See Keeper: the area first, then the rings."""
         self._packed = msgpack.packb(self._ahead.to_plain())

@@ -12,11 +12,12 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from pipeline.event import Encoded, Records
 from pipeline.ledger import Tally, add, zeros
+from pipeline.notices import LOSS, NOTICES, complete_of, of_record
 from pipeline.place import Kafka
 from pipeline.schema import by_name
 from pipeline.store import Outcome, Row
 
-__all__ = ["Flight", "Sent", "Trouble"]
+__all__ = ["SINK", "Flight", "Sent", "Trouble"]
 
 REFUSED: Final = {
     KafkaError.MSG_SIZE_TOO_LARGE: "too large",
@@ -26,6 +27,8 @@ REFUSED: Final = {
 }
 """Errors that mean a record, or one beside it in its batch, will never be taken."""
 
+SINK: Final = "kafka"
+"""As the ledger calls it."""
 Sent = tuple[str, bytes, bytes, int]
 """Topic, key, value, ms since the epoch."""
 
@@ -35,7 +38,7 @@ class Trouble:
     """What callbacks reported, for the sink to deal with."""
 
     refused: list[tuple[Flight, Sent]] = field(default_factory=list)
-    """Records whose whole batch was refused: each is to be tried alone."""
+    """Records that are to be tried alone: their whole batch was refused, or they tell of one that was."""
     broken: KafkaError | None = None
     """The producer cannot deliver what it has."""
 
@@ -43,9 +46,14 @@ class Trouble:
 class Flight:
     """Counts the delivery callbacks of one batch, new (`encoded`) or from the outbox (`row`)."""
 
-    __slots__ = ("_rest", "_trouble", "counts", "encoded", "left", "lost", "row", "since", "size")
+    __slots__ = (
+        "_notices", "_rest", "_trouble", "counts", "encoded", "left", "lost", "row", "since", "size", "until"
+    )  # fmt: skip
 
-    def __init__(self, what: Encoded | Row, place: Kafka, trouble: Trouble, now: float) -> None:
+    def __init__(
+        self, what: Encoded | Row, place: Kafka, trouble: Trouble, now: float, boot_id: str = ""
+    ) -> None:
+        """`boot_id`: the boot whose heartbeats count."""
         records: Mapping[str, Records]
         if isinstance(what, Row):
             self.encoded, self.row, self.size, records = None, what.id, what.size, what.unpack()
@@ -56,6 +64,9 @@ class Flight:
         self.lost: Tally = {}
         self.left = sum(len(r.values) for r in records.values())
         """Records that have not found their end."""
+        self.until = complete_of(records, boot_id)
+        """What is acknowledged with this batch is all up to this boottime, ns (0: nothing says so)."""
+        self._notices = {notice: place.topic(notice) for notice in NOTICES}
         self._trouble = trouble
         self._rest: Iterator[Sent] = chain.from_iterable(
             zip(repeat(place.topic(family)), r.keys, r.values, r.times, strict=False)
@@ -74,7 +85,7 @@ class Flight:
                 self._rest = chain((record,), self._rest)
                 return False
             except KafkaException as exception:
-                self._failed(exception.args[0], value)
+                self._failed(exception.args[0], record)
         return True
 
     def delivered(self, error: KafkaError | None, message: Message) -> None:
@@ -92,23 +103,34 @@ class Flight:
         try:
             producer.produce(topic, value, key, -1, self._delivered_alone, timestamp=time)
         except KafkaException as exception:
-            self._failed(exception.args[0], value)
+            self._failed(exception.args[0], record)
 
     def _delivered_alone(self, error: KafkaError | None, message: Message) -> None:
         if error is None:
             self.left -= 1
         else:
-            self._failed(error, _sent(message)[2])
+            self._failed(error, _sent(message))
 
-    def _failed(self, error: KafkaError, value: bytes) -> None:
-        """A record that was alone with its error: book it as lost, if Kafka will never take it."""
+    def _failed(self, error: KafkaError, record: Sent) -> None:
+        """A record that was alone with its error: if Kafka will never take it, book it as lost, and let a
+        loss record take its place. The batch is not safe before that is.
+        """
         if error.code() not in REFUSED:
             self._trouble.broken = error
             return
+        topic, _, value, time = record
+        if topic in self._notices.values():  # nothing is left to tell it with
+            self.left -= 1
+            self.until = 0
+            return
+        event, reason = _unpack(value), REFUSED[error.code()]
         counts = zeros()
-        counts[_kind(value)] = 1
-        add(self.lost, {("lost", "kafka", REFUSED[error.code()]): counts})
-        self.left -= 1
+        counts[by_name()[event["kind"]].number] = 1
+        add(self.lost, {("lost", SINK, reason): counts})
+        key = event["host"]["boot_id"].encode()
+        self._trouble.refused.append(
+            (self, (self._notices[LOSS], key, of_record(event, SINK, reason), time))
+        )
 
     def outcome(self) -> Outcome:
         """What became of its events, once `left` is 0."""
@@ -121,8 +143,6 @@ def _sent(message: Message) -> Sent:
     return topic, key or b"", value or b"", message.timestamp()[1]
 
 
-def _kind(value: bytes) -> int:
-    """Number of the kind that a record says it is; 0: of none."""
-    record: Any = msgpack.unpackb(value, strict_map_key=False, unicode_errors="surrogateescape")
-    schema = by_name().get(record.get("kind"))
-    return schema.number if schema else 0
+def _unpack(value: bytes) -> dict[str, Any]:
+    record: dict[str, Any] = msgpack.unpackb(value, strict_map_key=False, unicode_errors="surrogateescape")
+    return record

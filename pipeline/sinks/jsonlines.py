@@ -38,6 +38,8 @@ class JsonLines:
             self._held = batch.counts
             for records in batch.records.values():
                 await trio.to_thread.run_sync(write, records.values)
+            if batch.passage.beat:
+                self._keeper.complete(batch.passage.beat.until)
             self._keeper.checkpoint(batch.passage, batch.counts)
             self._keeper.release()
             self._held = zeros()

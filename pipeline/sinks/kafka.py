@@ -16,12 +16,12 @@ from typing import Any, Final
 import trio
 from confluent_kafka import KafkaError
 
-from pipeline.event import Encoded, Ints
+from pipeline.event import Encoded, Ints, Loss
 from pipeline.kafka import AwayError, DistrustError, explain
 from pipeline.ledger import zeros
 from pipeline.place import Kafka
 from pipeline.sinks.connection import Connection
-from pipeline.sinks.flight import Flight, Trouble
+from pipeline.sinks.flight import SINK, Flight, Trouble
 from pipeline.sinks.outbox import Outbox
 from pipeline.sinks.sink import Keeper
 from pipeline.stages.stage import Link
@@ -48,7 +48,7 @@ ROWS: Final = 8 << 20
 class KafkaSink:
     """See Sink. `open` first; then `limits` are known, and `run` may begin."""
 
-    name = "kafka"
+    name = SINK
 
     def __init__(
         self,
@@ -60,9 +60,12 @@ class KafkaSink:
         properties: Mapping[str, Any] | None = None,
         partitions: int = 12,
         largest: int = 8 << 20,
+        boot_id: str = "",
     ) -> None:
-        """`properties` are librdkafka's; `partitions`, `largest` (bytes of a record) are for new topics."""
-        self._place = place
+        """`properties` are librdkafka's; `partitions`, `largest` (bytes of a record) are for new topics;
+        `boot_id`: this boot, as its heartbeats name it.
+        """
+        self._place, self._boot_id = place, boot_id
         self._connection = Connection(place, dict(properties or {}), partitions, largest)
         self._outbox, self._keeper, self._warn = outbox, keeper, warn
         self._incoming: deque[Encoded] = deque()
@@ -113,6 +116,10 @@ class KafkaSink:
     def settled(self) -> Outcome:
         """See Sink."""
         return self._outbox.settled
+
+    def tell(self, until: int) -> list[tuple[str, Loss]]:
+        """What the outbox lost and nobody told: the heartbeat of that `until` does."""
+        return self._outbox.tell(until)
 
     # -- the tasks
 
@@ -166,7 +173,7 @@ class KafkaSink:
                 self._row = row.id
 
     def _flight(self, what: Encoded | Row) -> Flight:
-        return Flight(what, self._place, self._trouble, trio.current_time())
+        return Flight(what, self._place, self._trouble, trio.current_time(), self._boot_id)
 
     def _poll(self) -> None:
         """Serve the callbacks; deal with what they reported."""
@@ -187,12 +194,12 @@ class KafkaSink:
         """Records whose batch was refused go again, each in a batch of its own: only the guilty is lost."""
         alone = self._connection.alone()
         while self._trouble.refused:
-            flight, record = self._trouble.refused[-1]
+            flight, record = self._trouble.refused.pop()
             try:
                 flight.send_alone(alone, record)
             except BufferError:
+                self._trouble.refused.append((flight, record))
                 return
-            self._trouble.refused.pop()
 
     def _begin_again(self, error: KafkaError) -> None:
         """The producer cannot go on: a new one sends again what is not acknowledged, in the same order."""
@@ -211,10 +218,12 @@ class KafkaSink:
     async def _retire(self) -> None:
         """Everything before the first flight that is not acknowledged is safe."""
         rows: dict[int, Outcome] = {}
+        until = 0
         number = len(self._flying)
         while self._flying and not self._flying[0].left:
             flight = self._flying.popleft()
             outcome = flight.outcome()
+            until = max(until, flight.until)
             if flight.encoded is not None:
                 passage = flight.encoded.passage
                 for (_, stage, reason), counts in outcome.lost.items():
@@ -226,6 +235,9 @@ class KafkaSink:
             self._keeper.release()
         if rows:
             await self._outbox.settle(rows)
+        if until and await self._outbox.is_told(until):
+            self._keeper.complete(until)
+            self._keeper.release()
         if self._spilling and self._outbox.is_empty:
             self._recover()
 

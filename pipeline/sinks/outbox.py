@@ -14,7 +14,7 @@ from typing import Literal
 
 import trio
 
-from pipeline.event import Encoded
+from pipeline.event import Encoded, Loss
 from pipeline.ledger import zeros
 from pipeline.sinks.persist import patiently, persist
 from pipeline.sinks.sink import Keeper
@@ -39,6 +39,24 @@ class Outbox:
         """Events per kind of this attachment that are inside."""
         self.settled = store.settled()
         """What became of this attachment's events that left."""
+        self._losses = store.losses()
+        self._told: dict[int, int] = {}
+        """Losses by id → `until` of the heartbeat that tells them."""
+
+    def tell(self, until: int) -> list[tuple[str, Loss]]:
+        """Losses that were not told, with their attachments: the heartbeat of that `until` tells them now."""
+        new = [id for id in self._losses if id not in self._told]
+        self._told.update(dict.fromkeys(new, until))
+        return [self._losses[id] for id in new]
+
+    async def is_told(self, until: int) -> bool:
+        """A heartbeat was acknowledged. Whether with it every loss is."""
+        told = [id for id, by in self._told.items() if by <= until]
+        if told:
+            await patiently(self, partial(self.store.forget, told))
+        for id in told:
+            del self._told[id], self._losses[id]
+        return not self._losses
 
     @property
     def is_empty(self) -> bool:
@@ -60,7 +78,7 @@ class Outbox:
             )
             self._said_full = True
         if self._is_full() and self._drops:
-            await self._leave(partial(self.store.drop, after))
+            await self._lose(partial(self.store.drop, after))
         elif not self._is_full():
             self._said_full = False
         return not self._is_full()
@@ -83,7 +101,7 @@ class Outbox:
             rows = await patiently(self, partial(self.store.rows, after, size=size))
             for row in rows:
                 if not row.whole:
-                    await self._leave(partial(self.store.discard, row))
+                    await self._lose(partial(self.store.discard, row))
             if not rows or any(row.whole for row in rows):
                 return [row for row in rows if row.whole]
 
@@ -95,9 +113,14 @@ class Outbox:
         self._book(await patiently(self, call))
         self._keeper.release()
 
+    async def _lose(self, call: Callable[[], Outcome]) -> None:
+        await self._leave(call)
+        self._losses = await patiently(self, self.store.losses)
+
     async def renew(self, why: str) -> None:
         """See Shelf. Positions stay: what is to be stored may not be stored yet."""
         self._book(await trio.to_thread.run_sync(self.store.renew, why, (self.counts, self.settled)))
+        self._losses = await trio.to_thread.run_sync(self.store.losses)
 
     def _book(self, left: Outcome) -> None:
         self.counts = self.counts - left.events

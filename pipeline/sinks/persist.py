@@ -45,6 +45,8 @@ async def persist(
     """
     books: dict[str, Any] | None = None
     for batch in batches:
+        if term == "acknowledged" and batch.passage.beat:
+            keeper.complete(batch.passage.beat.until)
         if term == "acknowledged":
             books = keeper.checkpoint(batch.passage, batch.counts)
         else:

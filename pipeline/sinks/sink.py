@@ -36,6 +36,12 @@ class Keeper(Protocol):
         """Events left the outbox, and its file says so: a second witness, stored with the next books."""
         ...
 
+    def complete(self, until: int) -> None:
+        """A heartbeat was acknowledged, and everything in front of it: `until` is its word on that, boottime
+        ns. It is kept with the next release.
+        """
+        ...
+
     def release(self) -> None:
         """What was checkpointed is stored: write the pinned checkpoint, then move the rings' positions."""
         ...

@@ -5,23 +5,28 @@ the descriptors would not do then: a ring whose position is held back is always 
 epoll spins, and the kernel wakes nobody before the position has caught up. When everything is safe, only the
 descriptors are waited on, and nothing ticks.
 
+Now and then a pass is made though nothing may have come: a *beat*. It says up to when the stream is whole
+behind it, and for that looks at the kernel's counters, which know of losses that no chunk shows yet.
+
 Sources of our own (feeds.py) are asked at each pass, after the clock and before the rings: what they put into
 their rings is as old as what programs put there, so the watermark holds for them too.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import trio
 
-from pipeline.event import Pass
+from pipeline.event import Beat, Gap, Pass
 from pipeline.kernel.ring import Ring
 from pipeline.sources.feeds import Feed
 from pipeline.stages.stage import Link
 
-__all__ = ["NAP", "Rings"]
+__all__ = ["NAP", "Beats", "Rings"]
 
 NAP: Final = 0.002
 """Seconds between two passes while events come: latency against CPU (see docs/benchmarks.md)."""
@@ -39,11 +44,22 @@ LEAST: Final = 256
 """Chunks that it may take from one ring, however many share."""
 
 
+@dataclass(frozen=True, slots=True)
+class Beats:
+    """How often the source begins a heartbeat, and what it looks at."""
+
+    every: float
+    """Seconds."""
+    counters: Callable[[], Mapping[int, tuple[int, int]]]
+    """Ring → (its next number, numbers that were dropped), as the kernel counts them."""
+
+
 class Rings:
     """The source of live chunks.
 
     rings: by number. descriptors: what can be waited on, for those rings that are in the kernel. now:
     boottime, and what to add to it for the time since the epoch, both ns. feeds: what fills rings of our own.
+    beats: None: there are no heartbeats.
     """
 
     def __init__(
@@ -53,12 +69,15 @@ class Rings:
         now: Callable[[], tuple[int, int]],
         nap: float = NAP,
         feeds: Sequence[Feed] = (),
+        beats: Beats | None = None,
     ) -> None:
         self.rings = rings
         self._descriptors = descriptors
         self._now = now
         self._nap = nap
         self._feeds = feeds
+        self._beats = beats
+        self._due = -math.inf if beats else math.inf
         self._stop = False
         self._drain = True
         self._asleep = trio.Event()
@@ -93,17 +112,27 @@ class Rings:
         nap = self._nap
         while self._drain or not self._stop:
             stopping = self._stop
-            found = self._look()
-            if found.slices or not self._idle():
+            found = self._look(self._is_due())
+            if found.slices or found.beat or not self._idle():
                 await target.send([found])
             if stopping and not found.slices:
-                return
+                break
             if self._idle() and not self._stop:
                 await self._sleep()
                 nap = self._nap
             else:
                 nap = self._nap_after(found, nap)
                 await trio.sleep(nap)
+
+        if self._beats:  # the last word on what was lost
+            await target.send([self._look(self._beats)])
+
+    def _is_due(self) -> Beats | None:
+        """A beat, if it is time for one."""
+        if self._beats is None or trio.current_time() < self._due:
+            return None
+        self._due = trio.current_time() + self._beats.every
+        return self._beats
 
     def _nap_after(self, found: Pass, nap: float) -> float:
         if not found.slices:
@@ -118,7 +147,8 @@ class Rings:
         for _ in range(2):  # after the second one, every watcher waits on its descriptor
             await trio.lowlevel.checkpoint()
         if self._idle():  # nothing came while nobody would have been woken
-            await self._awake.wait()
+            with trio.move_on_at(self._due):
+                await self._awake.wait()
         self._asleep = trio.Event()
         self._listen(False)
 
@@ -134,8 +164,9 @@ class Rings:
         for feed in self._feeds:
             feed.pump(now, last=last)
 
-    def _look(self) -> Pass:
+    def _look(self, beats: Beats | None) -> Pass:
         boottime, clock = self._now()
+        counters = beats.counters() if beats else {}  # before the rings: what it counts can be seen there
         if not self._stop:
             self._feed(boottime)
         watermark = boottime - SLACK
@@ -148,4 +179,15 @@ class Rings:
             full = found is not None and len(found.chunks) == share
             if ring.stalled or full:  # what stands there already is hardly earlier than what was read
                 watermark = min(watermark, ring.time - SLACK)
-        return Pass(tuple(slices), watermark, clock)
+        beat = self._beat(watermark, boottime, counters) if beats else None
+        return Pass(tuple(slices), watermark, clock, beat)
+
+    def _beat(self, until: int, now: int, counters: Mapping[int, tuple[int, int]]) -> Beat:
+        tails = []
+        for ring, (number, dropped) in counters.items():
+            tail = self.rings[ring].tail(number, dropped, now)
+            if isinstance(tail, Gap):
+                tails.append(tail)
+            elif tail is not None:
+                until = min(until, tail)
+        return Beat(until, tuple(tails))

@@ -11,6 +11,8 @@ from typing import Any, Final, Protocol
 
 import msgpack
 
+from pipeline.notices import identity
+
 __all__ = ["Picked", "Record", "Seen", "Source", "Window"]
 
 GENERATION: Final = 1 << 17
@@ -57,9 +59,13 @@ class Window:
     """Only the newest so many (of those that stand there now)."""
     follow: bool = False
     """Go on with what comes later; else stop at the end seen at the start."""
+    without: tuple[str, ...] = ()
+    """Families that are left out."""
 
     def has(self, record: Record) -> bool:
-        """Whether a record is within the times."""
+        """Whether a record is wanted."""
+        if record.family in self.without:
+            return False
         if self.since is None and self.until is None:
             return True
         time = record.time
@@ -104,21 +110,19 @@ class Picked:
 
 
 class Seen:
-    """Knows records that came before: at a seam, events are stored at least once, under the same id.
+    """Knows records that came before: at a seam, they are stored at least once, under the same id.
 
     Bounded: it forgets what came more than GENERATION records ago.
     """
 
     def __init__(self) -> None:
-        self._new: set[tuple[str, int, int]] = set()
-        self._old: set[tuple[str, int, int]] = set()
+        self._new: set[tuple[Any, ...]] = set()
+        self._old: set[tuple[Any, ...]] = set()
 
     def __contains__(self, record: Record) -> bool:
-        """Whether its event came before; from now on it has."""
-        fields = record.fields
-        try:
-            event = (fields["host"]["boot_id"], fields["ring"], fields["sequence"])
-        except (KeyError, TypeError):
+        """Whether the same came before; from now on it has."""
+        event = identity(record.fields)
+        if event is None:
             return False
         if event in self._new or event in self._old:
             return True

@@ -114,7 +114,9 @@ class _Reading:
                 )
             with clear(place.address):
                 self._consumer = Consumer(options)
-                names = [TopicPartition(topic, n) for topic, numbers in topics.items() for n in numbers]
+                left_out = {place.topic(family) for family in window.without}
+                wanted = (topic for topic in topics if topic not in left_out)
+                names = [TopicPartition(topic, n) for topic in wanted for n in topics[topic]]
                 starts = self._by_time(names, window.since) if window.since else None
                 found = [self._partition(place, n, window, starts) for n in names]
                 self._partitions = {(p.name.topic, p.name.partition): p for p in found}

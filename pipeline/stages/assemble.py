@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
 from pipeline.chunk import HEADER, STRIDE, ring_of, sequence_of
-from pipeline.event import Batch, Ints
+from pipeline.event import Batch, Beat, Ints
 from pipeline.ledger import zeros
 from pipeline.stages.cut import Cut
 from pipeline.stages.heads import Heads
@@ -78,7 +79,7 @@ class Assemble:
         if len(batch):
             self._take(batch)
         self._settle(batch.watermark)
-        return list(self._release())
+        return list(self._release(batch.beat))
 
     def finish(self) -> list[Batch]:
         """Everything leaves, complete or not."""
@@ -183,8 +184,8 @@ class Assemble:
             for window in self._windows:
                 window.mark_ordinals(ordinals, fate)
 
-    def _release(self) -> Iterator[Batch]:
-        """All before the oldest that is unfinished; each batch from one window."""
+    def _release(self, beat: Beat | None = None) -> Iterator[Batch]:
+        """All before the oldest that is unfinished; each batch from one window. A beat stands behind them."""
         stop = next(iter(self._unfinished.values())).ordinal if self._unfinished else self._total
         while self._windows and self._windows[0].base < stop:
             window = self._windows[0]
@@ -198,11 +199,13 @@ class Assemble:
             if end < len(window.merged):
                 break
             self._windows.popleft()
-        if self._cut.moved:
-            nothing = np.empty(0, np.int64)
-            yield Batch(
-                np.empty(0, HEADER), np.empty(0, np.uint8), nothing, nothing, self._clock, self._cut.passage()
-            )
+        if self._cut.moved or beat:
+            nothing, passage = np.empty(0, np.int64), self._cut.passage()
+            if beat:
+                held = (window.earliest() for window in self._windows)
+                until = min((beat.until, self._cut.earliest(), *held))
+                passage.beat = replace(beat, until=until)
+            yield Batch(np.empty(0, HEADER), np.empty(0, np.uint8), nothing, nothing, self._clock, passage)
 
     def _batch(self, window: Window, first: int) -> Batch:
         heads, stream, start, size, holes = window.gather(first, window.released)

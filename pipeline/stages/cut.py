@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from pipeline.chunk import STRIDE
-from pipeline.event import Gap, Passage
+from pipeline.event import FOREVER, Gap, Passage
 from pipeline.stages.join import FATES, Window
 
 __all__ = ["Cut"]
@@ -37,6 +37,11 @@ class Cut:
         """Gaps that lie ahead of the cut."""
         for gap in gaps:
             self._gaps.setdefault((gap.ring, gap.filled), deque()).append(gap)
+
+    def earliest(self) -> int:
+        """Boottime ns at which the first gap that lies ahead may begin."""
+        ahead = (gap.before for (_, filled), gaps in self._gaps.items() if not filled for gap in gaps)
+        return min(ahead, default=FOREVER)
 
     def gaps_after(self, ring: int, sequence: int, enough: int) -> bool:
         """Does this ring miss so many numbers after this one, ahead of the cut?"""

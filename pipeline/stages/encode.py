@@ -70,7 +70,7 @@ class Encode:
         times = batch.heads["time"] + batch.clock
         records = {family: _in_order(times, some) for family, some in parts.items()}
         time = (int(times.min()), int(times.max())) if len(batch) else (0, 0)
-        return (Encoded(records, batch.counts, batch.passage, time, spans(batch.heads["id"])),)
+        return (Encoded(records, batch.counts, batch.passage, time, spans(batch.heads["id"]), batch.clock),)
 
     def _begin(self, number: int) -> _Kind:
         """The encoder of a kind whose first events came: by then its surface is known, also where a hand-over

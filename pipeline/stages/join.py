@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.chunk import HEADER, PAYLOAD, STRIDE, ring_of
-from pipeline.event import Hole, Ints, count
+from pipeline.event import FOREVER, Hole, Ints, count
 from pipeline.schema import by_number
 from pipeline.stages.merge import Merged, known, starts
 
@@ -219,6 +219,10 @@ class Window:
         inside = ordinals[(ordinals >= self.base) & (ordinals < self.base + len(self.merged))]
         if len(inside):
             self.mark(np.flatnonzero(np.isin(self.merged.rank, inside - self.base)), fate)
+
+    def earliest(self) -> int:
+        """Boottime ns of the first chunk that lies behind the cut."""
+        return int(self.merged.stamp[self.merged.rank >= self.passed].min(initial=FOREVER))
 
     def held(self) -> Ints:
         """Events per kind that are inside: not released, or malformed and not yet booked."""

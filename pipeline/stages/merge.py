@@ -8,7 +8,7 @@ rings' memory, once and whole: what comes after is arrays of our own.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from operator import not_
 from typing import Any, Final
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.chunk import DISCARD, MAX_RINGS, PAYLOAD, SIZE, STRIDE, event_id
-from pipeline.event import Gap, Ints, Pass, Slice, count
+from pipeline.event import FOREVER, Beat, Gap, Ints, Pass, Slice, count
 from pipeline.ledger import zeros
 from pipeline.schema import KINDS, by_number
 
@@ -67,6 +67,7 @@ class Merged:
     """Gaps right before one of these chunks."""
     watermark: int
     clock: int
+    beat: Beat | None = None
 
     def __len__(self) -> int:
         return len(self.ring)
@@ -113,13 +114,21 @@ class Merge:
         gaps = (*self._gaps, *(gap for s in batch.slices for gap in s.gaps))
         earlier, self._watermark = self._watermark, max(self._watermark, batch.watermark)
         self._clock = batch.clock
-        return [self._merge(slices, gaps, earlier, self._watermark)]
+        merged = self._merge(slices, gaps, earlier, self._watermark)
+        if batch.beat:
+            merged = replace(merged, beat=replace(batch.beat, until=min(batch.beat.until, self._earliest())))
+        return [merged]
 
     def finish(self) -> list[Merged]:
         """What lies at or after the last watermark."""
         if not self._rest:
             return []
         return [self._merge(self._rest, self._gaps, self._watermark, None)]
+
+    def _earliest(self) -> int:
+        """Boottime ns of the first that waits, chunk or loss."""
+        stamps = (int(s.chunks["time"].min()) for s in self._rest)
+        return min((*stamps, *(gap.before for gap in self._gaps if not gap.filled)), default=FOREVER)
 
     def held(self) -> Ints:
         """Heads that wait for the watermark."""

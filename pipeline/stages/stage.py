@@ -72,6 +72,8 @@ class Link(Generic[T]):
         self.name = name
         self._send, self._receive = trio.open_memory_channel[T](size)
         self._inside: deque[T] = deque()
+        self.taken = 0
+        """Batches that went through."""
 
     async def send(self, batches: Iterable[T]) -> None:
         """Pass batches on, in order; waits while the link is full. All count as inside at once."""
@@ -93,7 +95,11 @@ class Link(Generic[T]):
         except trio.EndOfChannel:
             raise StopAsyncIteration from None
         self._inside.popleft()
+        self.taken += 1
         return batch
+
+    def __len__(self) -> int:
+        return len(self._inside)
 
     def held(self) -> Ints:
         """Events per kind that are inside."""

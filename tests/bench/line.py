@@ -133,6 +133,10 @@ class Witness:
         """See Keeper."""
         self._keeper.settled(left)
 
+    def complete(self, until: int) -> None:
+        """See Keeper."""
+        self._keeper.complete(until)
+
     def release(self) -> None:
         """See Keeper."""
         self._keeper.release()

@@ -21,6 +21,7 @@ from pipeline.event import Array
 from pipeline.kernel import bpf
 from pipeline.kernel.layout import BOOKS, OWN_ROWS, books_view
 from pipeline.kernel.manifest import Manifest
+from pipeline.notices import NOTICES
 from pipeline.store import LOG, Store
 from tests.live.witness import Act
 
@@ -54,6 +55,7 @@ class Log:
         self._last = 0
         self.records: list[Record] = []
         self.by_pid: dict[int, list[Record]] = {}
+        self.notices: list[Record] = []
 
     def read(self) -> list[Record]:
         """All records so far."""
@@ -77,6 +79,9 @@ class Log:
     def _take(self, values: Sequence[bytes]) -> None:
         for value in values:
             record = msgpack.unpackb(value)
+            if record["kind"] in NOTICES:
+                self.notices.append(record)
+                continue
             self.records.append(record)
             self.by_pid.setdefault(record["process"]["pid"], []).append(record)
 

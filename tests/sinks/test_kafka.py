@@ -18,8 +18,8 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 from pipeline.event import Encoded
 from pipeline.kafka import BrokerError
 from pipeline.ledger import Tally, add, zeros
+from pipeline.notices import topics
 from pipeline.place import Kafka
-from pipeline.schema import families
 from pipeline.sinks.checkpoint import BookKeeper, restore
 from pipeline.sinks.kafka import KafkaSink
 from pipeline.sinks.outbox import Outbox
@@ -149,7 +149,7 @@ async def test_all_is_acknowledged_and_in_order(place: Kafka, tmp_path: Path) ->
         await until(lambda: subject.keeper.books.number == 61)
         await until(lambda: subject.acknowledged() == 12_000)  # some may have gone by way of the outbox
     assert subject.rings.positions == {0: 61 * 200 * 256}
-    assert subject.sink.limits == dict.fromkeys(families(), 2 << 20)
+    assert subject.sink.limits == dict.fromkeys(topics(), 2 << 20)
     assert subject.outbox.is_empty
     check_stored(place, subject.sent)
     assert len({m.partition() for m in stored(place)}) > 1
