@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import trio
 
-from pipeline import books, place
+from pipeline import books, folder, place
 from pipeline.answers import Host
 from pipeline.books import Holder
 from pipeline.clock import Clock
@@ -140,6 +140,7 @@ class Pipeline:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_told, scope, detaching)
                 nursery.start_soon(books.answer, self._config.state, self.statement)
+                nursery.start_soon(folder.keep, self._config.state, self._say)
                 nursery.start_soon(self._watch_ourselves)
                 if self._view:
                     nursery.start_soon(self._view.run)

@@ -41,6 +41,8 @@ __all__ = [
 
 SOCKET: Final = "control.sock"
 FILE: Final = "ledger.json"
+LOOK: Final = 5.0
+"""Seconds between two looks whether the socket is still there."""
 
 
 class Holder(Protocol):
@@ -162,20 +164,30 @@ def ask(state: Path) -> dict[str, Any] | None:
 
 
 async def answer(state: Path, statement: Callable[[], Statement]) -> None:
-    """Answer everyone who asks, until cancelled."""
+    """Answer everyone who asks, until cancelled; also when the socket was removed."""
     path = state / SOCKET
-    path.unlink(missing_ok=True)
-    try:
-        with trio.socket.socket(trio.socket.AF_UNIX) as listener:
-            with _address(path) as address:
-                await listener.bind(address)
-            path.chmod(0o600)
-            listener.listen(8)
-            while True:
+    while True:
+        path.unlink(missing_ok=True)
+        try:
+            with contextlib.suppress(FileNotFoundError):  # the whole folder is gone
+                await _listen(state, statement)
+        finally:
+            path.unlink(missing_ok=True)
+        await trio.sleep(LOOK)
+
+
+async def _listen(state: Path, statement: Callable[[], Statement]) -> None:
+    """Answer as long as the socket has its name."""
+    path = state / SOCKET
+    with trio.socket.socket(trio.socket.AF_UNIX) as listener:
+        with _address(path) as address:
+            await listener.bind(address)
+        path.chmod(0o600)
+        listener.listen(8)
+        while path.exists():
+            with trio.move_on_after(LOOK):
                 connection, _ = await listener.accept()
                 await _tell(trio.SocketStream(connection), statement)
-    finally:
-        path.unlink(missing_ok=True)
 
 
 async def _tell(stream: trio.SocketStream, statement: Callable[[], Statement]) -> None:

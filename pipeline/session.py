@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline import books, credentials, place, privilege
+from pipeline import books, credentials, folder, place, privilege
 from pipeline.app import Pipeline, Say
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -44,8 +44,8 @@ async def run(config: Config, *, say: Say) -> int:
     config = config.model_copy(update={"kafka": credentials.read(config.kafka)})
     user = privilege.find(config.user)
     folders = {config.state, target.path} if isinstance(target, place.Folder) else {config.state}
-    for folder in folders:
-        privilege.own(folder, user)
+    for each in folders:
+        privilege.own(each, user)
     with _alone(config.state), ExitStack() as stack:
         manifest, ours = _attached(config, say)
         for text in absent(manifest):
@@ -168,7 +168,7 @@ def _alone(state: Path) -> Iterator[None]:
     os.umask(0o077)
     try:
         state.mkdir(parents=True, exist_ok=True)
-        file = (state / "lock").open("w")
+        file = (state / folder.LOCK).open("w")
     except OSError as error:
         raise UserError(
             f"{state}: {error.strerror}; name a folder that can be written with --state"

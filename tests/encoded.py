@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgpack
+import numpy as np
 
 from pipeline.chunk import event_id
-from pipeline.event import Encoded, Ints, Passage, Records
+from pipeline.event import Encoded, Ints, Passage, Records, spans
 from pipeline.ledger import zeros
 from pipeline.schema import by_name
 
@@ -48,7 +49,9 @@ def encoded(
         [values["time"] // 1_000_000 for values in records],
     )
     times = [values["time"] for values in records] or [0]
-    return Encoded({"process": columns}, counts, Passage(number, positions or {}), (min(times), max(times)))
+    ids = np.array([values["id"] for values in records], np.int64)
+    time = (min(times), max(times))
+    return Encoded({"process": columns}, counts, Passage(number, positions or {}), time, spans(ids))
 
 
 def stream(batches: int, size: int, *, first: int = 1, padding: int = 0) -> Iterator[Encoded]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -350,6 +351,26 @@ async def test_the_time_that_a_run_may_take(world: World) -> None:
     with trio.fail_after(20):
         assert await world.pipeline(duration=0.2).run(detaching=True)
     assert world.ids() == world.written
+
+
+async def test_a_state_folder_that_is_removed_under_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was in it is written again, and a ledger can be asked for again."""
+    monkeypatch.setattr(books, "LOOK", 0.1)
+    pipeline = world.pipeline()
+    async with running(pipeline, detaching=True):
+        world.some()
+        await until_safe(pipeline, 30)
+        shutil.rmtree(world.state)
+        world.some()
+        await until_safe(pipeline, 60)
+        await until(lambda: (world.state / books.SOCKET).exists())
+        plain = await trio.to_thread.run_sync(books.ask, world.state)
+        assert plain == pipeline.statement().to_plain()
+    assert world.ids() == world.written
+    assert len(world.said) == 1
+    assert "log.db was taken away" in world.said[0]
 
 
 class Stuck(LogSink):

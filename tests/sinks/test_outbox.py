@@ -95,3 +95,33 @@ def test_a_sigkill_at_any_instant_leaves_exact_books(tmp_path: Path) -> None:
         store.close()
     assert passed == sorted(passed)
     assert passed[-1] > 30
+
+
+async def test_a_full_outbox_may_drop_its_oldest(tmp_path: Path) -> None:
+    """Only what is not under way; with an entry in the ledger, and a loss to be told that covers it."""
+    warnings: list[str] = []
+    batches = list(stream(12, 50, padding=500))
+    outbox, keeper, rings = make(tmp_path / "outbox.db", warnings, limit=200_000)
+    outbox = Outbox(outbox.store, keeper, warnings.append, "drop-oldest")
+    for batch in batches:
+        await outbox.put([batch])
+        assert await outbox.make_room(1)
+        assert outbox.store.size < 200_000
+    dropped = outbox.settled.lost["lost", "outbox", "dropped"]
+    left = [row.id for row in await outbox.rows(0, 1 << 30)]
+    assert left == [1, *range(left[1], 13)]
+    gone = batches[1 : left[1] - 1]
+    assert dropped.tolist() == total(gone).tolist()
+    assert (outbox.counts + dropped).tolist() == total(batches).tolist()
+    assert rings.positions == {0: 12 * 50 * 256}
+    assert len(warnings) == 1
+    assert "are dropped" in warnings[0]
+    losses = [loss for _, loss in outbox.store.losses().values()]
+    assert sum((loss.kinds for loss in losses), zeros()).tolist() == dropped.tolist()
+    assert [span for loss in losses for span in loss.spans] == [batch.spans[0] for batch in gone]
+    assert [(loss.since, loss.until) for loss in losses] == [batch.time for batch in gone]
+    assert {(loss.stage, loss.reason) for loss in losses} == {("outbox", "dropped")}
+    again, _, _ = make(tmp_path / "outbox.db", [])
+    assert again.settled.lost["lost", "outbox", "dropped"].tolist() == dropped.tolist()
+    outbox.store.forget(list(outbox.store.losses())[:2])
+    assert len(again.store.losses()) == len(losses) - 2
