@@ -115,7 +115,7 @@ class Books:
             ],
             "seen": self.seen,
             "told": [
-                [*key, {n: int(counts[n]) for n in np.flatnonzero(counts).tolist()}]
+                [*key, [(n, int(counts[n])) for n in np.flatnonzero(counts).tolist()]]
                 for key, counts in self.told.items()
             ],
             "complete": self.complete,
@@ -146,9 +146,9 @@ def _tally_from_plain(plain: Iterable[list[Any]]) -> Tally:
     return {(a, b, c): np.array(counts, np.int64) for a, b, c, counts in plain}
 
 
-def _dense(few: Mapping[int, int]) -> Ints:
+def _dense(few: Iterable[tuple[int, int]]) -> Ints:
     counts = zeros()
-    for kind, n in few.items():
+    for kind, n in few:
         counts[kind] = n
     return counts
 

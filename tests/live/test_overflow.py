@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.chunk import HIDDEN
+from pipeline.chunk import HIDDEN, PERF_RING
+from tests.kernel_ring import boottime
 from tests.live.run import PATIENCE, Live, eventually
+from tests.told import complete_until, kinds_lost, numbers_lost
 
 pytestmark = pytest.mark.kernel
 
@@ -52,7 +54,11 @@ def by_reason(ledger: dict[str, Any], table: str, kind: str) -> dict[str, int]:
 def flooded(make_live: Callable[..., Live], acts: bytes) -> tuple[Live, dict[str, Any], int]:
     """(the run, its ledger after it caught up, how many programs were executed)"""
     live = make_live(
-        ring__size="64 KiB", budget__reserve="0", kernel__uids=str(UID), environment__enabled="false"
+        ring__size="64 KiB",
+        budget__reserve="0",
+        kernel__uids=str(UID),
+        environment__enabled="false",
+        heartbeat="500 ms",
     )
     live.start(events="exec,fork,exit")
     assert live.process
@@ -88,6 +94,49 @@ def test_every_marked_exec_is_delivered_or_booked(flooded: Flooded) -> None:
     execs = [r for r in live.log.read() if r["kind"] == "exec"]
     assert len(execs) == terms["acknowledged"]
     assert {r["process"]["uid"] for r in execs} == {UID}
+
+
+def test_loss_records_cover_exactly_what_is_missing(flooded: Flooded) -> None:
+    live, ledger, _ = flooded
+    rings = {int(ring): row for ring, row in ledger["rings"].items() if int(ring) < PERF_RING}
+    drops = {ring: row["drops"] for ring, row in rings.items() if row["drops"]}
+
+    def told() -> dict[int, set[int]]:
+        live.log.read()
+        return numbers_lost(live.log.notices)
+
+    eventually(lambda: {ring: len(numbers) for ring, numbers in told().items()} == drops, f"{drops} told")
+    missing = told()
+    heads = {(r["ring"], r["sequence"]) for r in live.log.read()}
+    assert not [head for head in heads if head[1] in missing.get(head[0], ())]
+    lost = {(row["stage"], row["reason"], row["kind"]): row["count"] for row in ledger["losses"]}
+    assert kinds_lost(live.log.notices) == lost
+
+
+def test_every_exec_is_stored_or_within_a_loss(flooded: Flooded) -> None:
+    """For those who ask when a program ran: unknown, where they find nothing."""
+    live, _, executed = flooded
+    execs = [r for r in live.log.read() if r["kind"] == "exec"]
+    full = [n for n in live.log.notices if n["kind"] == "loss" and n["reason"] == "full" and n["kinds"]]
+    assert executed == len(execs) + sum(n["kinds"].get("exec", 0) for n in full)
+    begin, end = min(n["since"] for n in full), max(n["until"] for n in full)
+    assert begin < end < boottime()
+
+
+def test_the_stream_becomes_whole_while_nothing_happens(flooded: Flooded) -> None:
+    live, _, _ = flooded
+    now = boottime()
+
+    def complete() -> bool:
+        live.log.read()
+        return complete_until(live.log.notices) > now
+
+    eventually(complete, "a heartbeat that speaks of what was before")
+    assert (live.ledger()["complete_until"] or 0) > now
+    beats = [n for n in live.log.notices if n["kind"] == "heartbeat"]
+    assert [n["beat"] for n in beats] == list(range(1, len(beats) + 1))
+    assert all((n["complete_until"] or 0) < n["boottime"] for n in beats)
+    assert [n["how"] for n in beats[0]["seam"]] == ["attached"] * len(beats[0]["rings"])
 
 
 def test_forks_and_exits_are_booked_too(flooded: Flooded) -> None:
@@ -140,7 +189,7 @@ def test_no_environment_was_taken(flooded: Flooded) -> None:
 
 def test_the_ledger_lives_on_after_the_end(flooded: Flooded) -> None:
     live, before, _ = flooded
-    assert live.stop() == 0
+    assert live.stop() == 0, live.said()
     after = live.ledger()
     assert after["balanced"]
     assert after["in_flight"] == 0
