@@ -27,12 +27,12 @@ __all__ = [
     "freeze",
     "get",
     "keys",
-    "link_id",
     "link_lives",
     "load_program",
     "lookup",
     "map_info",
     "map_memory",
+    "object_id",
     "pin",
     "program_ids",
     "program_info",
@@ -125,10 +125,10 @@ def attach_tracepoint(program: int, name: str) -> int:
     return _bpf(_TRACEPOINT, struct.pack("=QII", _address(text), program, 0), name)
 
 
-def link_id(fd: int) -> int:
-    """The kernel's number for a link."""
+def object_id(fd: int) -> int:
+    """The kernel's number for a map, program or link."""
     info = ctypes.create_string_buffer(32)
-    _bpf(_INFO, struct.pack("=IIQ", fd, 32, _address(info)), "link info")
+    _bpf(_INFO, struct.pack("=IIQ", fd, 32, _address(info)), "info")
     return int(struct.unpack_from("=I", info.raw, 4)[0])
 
 

@@ -146,7 +146,7 @@ class HandOver:
         links, skipped = [], dict(manifest.skipped)
         for name in unwanted:
             link = bpf.get(self._folder / f"link_{name}")
-            links.append(bpf.link_id(link))
+            links.append(bpf.object_id(link))
             os.close(link)
             (self._folder / f"link_{name}").unlink()
         end = time.monotonic() + LINK_GOES
