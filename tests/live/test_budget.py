@@ -17,7 +17,7 @@ pytestmark = pytest.mark.kernel
 
 RING = 256 << 10
 """Bytes: 1,024 chunks of each CPU, …"""
-FLOOD = 500
+FLOOD = 300
 """… and programs there that make five and more each."""
 BURST, BURSTS = 25, 10
 FEW = 6
