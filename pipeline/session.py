@@ -74,6 +74,8 @@ async def run(config: Config, *, say: Say) -> int:
             raise
         plain = _remove(config, manifest) if ours and finished else books.left_behind(manifest)
     _tell(config, plain, say)
+    if waiting := plain["in_outbox"]:
+        say(f"{waiting:,} events wait in the outbox: the next run to Kafka over this state folder sends them")
     if not finished:
         say("ended before everything was safe: probes stay attached, the next run goes on from here")
     return 0 if finished and plain["balanced"] else 1
