@@ -122,7 +122,7 @@ class Attempt:
 
     def close(self) -> None:
         """Detach everything."""
-        # A link before its slot. Maps are bcc's to close.
+        # A link before its slot. The compiled unit's maps are its own to close.
         for name in sorted(self.pinned.keys() - self._maps.keys()):
             os.close(self.pinned[name])
         self.pinned.clear()

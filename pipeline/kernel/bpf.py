@@ -18,9 +18,11 @@ __all__ = [
     "NOTHING",
     "RAW_TRACEPOINT",
     "ProgramInfo",
+    "Shape",
     "attach_tracepoint",
     "create_array",
     "create_like",
+    "create_map",
     "create_ring",
     "create_table",
     "delete",
@@ -28,6 +30,7 @@ __all__ = [
     "get",
     "keys",
     "link_lives",
+    "load_btf",
     "load_program",
     "lookup",
     "map_info",
@@ -37,6 +40,7 @@ __all__ = [
     "program_ids",
     "program_info",
     "program_misses",
+    "shape_of",
     "update",
 ]
 
@@ -51,7 +55,7 @@ NOTHING: Final = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
 """A program that returns 0."""
 
 _CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT, _LOAD, _PIN, _GET = range(8)
-_INFO, _TRACEPOINT, _FREEZE = 15, 17, 22
+_INFO, _TRACEPOINT, _TYPES, _FREEZE = 15, 17, 18, 22
 _NEXT_PROGRAM, _PROGRAM = 11, 13
 _BTF, _LINK = 19, 30
 _SYSCALL: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280}.get(os.uname().machine, 321)
@@ -72,24 +76,47 @@ def _address(data: ctypes.Array[ctypes.c_char] | None) -> int:
     return ctypes.addressof(data) if data is not None else 0
 
 
+class Shape(NamedTuple):
+    """A map without what is in it."""
+
+    type: int
+    key: int
+    """Bytes."""
+    value: int
+    entries: int
+    flags: int = 0
+
+
+def create_map(shape: Shape, name: str, inner: int = 0, types: int = 0) -> int:
+    """A new map. `inner`: a map like those that will be in it; `types`: BTF of which 1 is the key's, 3 the
+    value's.
+    """
+    attributes = struct.pack(
+        *("=IIIIIII16sIIII", *shape, inner, 0, name.encode()[:15]),
+        *(0, types, 1 if types else 0, 3 if types else 0),
+    )
+    return _bpf(_CREATE, attributes.ljust(72, b"\0"), name)
+
+
 def create_ring(size: int, name: str) -> int:
     """A new ring buffer map of `size` bytes (a power of two of pages)."""
-    attributes = struct.pack("=IIIIIII16s", MAP_TYPE_RINGBUF, 0, 0, size, 0, 0, 0, name.encode()[:15])
-    return _bpf(_CREATE, attributes.ljust(72, b"\0"), name)
+    return create_map(Shape(MAP_TYPE_RINGBUF, 0, 0, size), name)
 
 
 def create_table(entries: int, name: str) -> int:
     """A new table of tail calls."""
-    attributes = struct.pack("=IIIIIII16s", MAP_TYPE_PROG_ARRAY, 4, 4, entries, 0, 0, 0, name.encode()[:15])
-    return _bpf(_CREATE, attributes.ljust(72, b"\0"), name)
+    return create_map(Shape(MAP_TYPE_PROG_ARRAY, 4, 4, entries), name)
 
 
 def create_array(value_size: int, entries: int, name: str) -> int:
     """A new array map that can be mapped into memory."""
-    attributes = struct.pack(
-        "=IIIIIII16s", MAP_TYPE_ARRAY, 4, value_size, entries, MMAPABLE, 0, 0, name.encode()[:15]
-    )
-    return _bpf(_CREATE, attributes.ljust(72, b"\0"), name)
+    return create_map(Shape(MAP_TYPE_ARRAY, 4, value_size, entries, MMAPABLE), name)
+
+
+def load_btf(types: bytes) -> int:
+    """Load types; their descriptor."""
+    buffer = ctypes.create_string_buffer(types, len(types))
+    return _bpf(_TYPES, struct.pack("=QQIII", _address(buffer), 0, len(types), 0, 0), "types")
 
 
 def create_like(fd: int) -> int:
@@ -204,10 +231,16 @@ def keys(fd: int, key_size: int) -> list[bytes]:
 
 def map_info(fd: int) -> tuple[int, int]:
     """(bytes of a value, entries) of a map; for a ring: (0, bytes)."""
+    shape = shape_of(fd)
+    return shape.value, shape.entries
+
+
+def shape_of(fd: int) -> Shape:
+    """What the kernel tells of a map."""
     info = ctypes.create_string_buffer(80)
     _bpf(_INFO, struct.pack("=IIQ", fd, 80, _address(info)), "map info")
-    _, _, _, value_size, entries = struct.unpack_from("=IIIII", info.raw)
-    return value_size, entries
+    kind, _, *rest = struct.unpack_from("=IIIIII", info.raw)
+    return Shape(kind, *rest)
 
 
 def program_misses(fd: int) -> int:

@@ -10,15 +10,15 @@ import contextlib
 import ctypes
 import hashlib
 import os
-import struct
 import sys
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from pipeline.errors import UserError
-from pipeline.kernel import bpf, btf, offsets, source
-from pipeline.kernel.offsets import INSTRUCTION, LOAD_IMM64
+from pipeline.kernel import bpf, btf, offsets, programs, source
+from pipeline.kernel.programs import Programs
 from pipeline.kernel.source import Choice
 
 __all__ = ["HOOKS", "Compiled", "attach", "nothing", "refusal", "signature"]
@@ -45,8 +45,6 @@ MEMORIES: Final = {1, 5, 9, 10, 29}
 ALSO: Final = {"books", "rings"}
 NOT: Final = {"uids", "cgroups"}
 """What the configuration says, which is a generation's own."""
-LOAD_MAP: Final = (LOAD_IMM64, 1)
-"""Opcode and source of the instruction that loads a map, by its descriptor."""
 
 
 def refusal(hook: str, log: Path) -> str:
@@ -76,7 +74,7 @@ def signature(hook: str) -> int:
 
 
 class Compiled:
-    """The compiled unit: programs by name, maps by name."""
+    """Programs for this kernel by name, and their maps; LLVM runs only for what it has not made before."""
 
     def __init__(self, *, rings: int, processes: int, arguments: int, log: Path, choice: Choice) -> None:
         """`rings`: rows of everything per CPU. `arguments`: bytes for the arguments of a failed exec. `log`
@@ -91,18 +89,15 @@ class Compiled:
             *(["-DGROUP_DEAD"] if kernel.arguments("sched_process_exit") > 1 else []),
         ]
         text, self._uses = source.unit(kernel, choice)
-        bpf = _bcc().BPF
-        with _quiet(log):
-            try:
-                self._module = bpf(text=text.encode(), cflags=flags)
-            except Exception as error:  # bcc knows no other class
-                raise UserError(f"bcc could not compile the programs ({error}); see {log}") from None
+        self._programs = _made(text, flags, log)
+        self._maps = programs.make_maps(self._programs.maps)
+        weakref.finalize(self, _close, self._maps.values())
+        self._descriptors = {place: self._maps[name] for place, name in enumerate(self._programs.maps)}
         self._checked: dict[str, bytes] = {}
 
     def code(self, name: str) -> bytes:
-        """A program's instructions, as they were compiled."""
-        found: bytes = self._module.dump_func(name.encode())
-        return found
+        """A program's instructions, as they were compiled, with this unit's maps."""
+        return programs.renamed(self._programs.code[name], self._descriptors)
 
     def load(self, hook: str, program: str, tables: Mapping[int, int]) -> int:
         """Load a program as one for a hook; its descriptor. OSError carries the kernel's answer. `tables`:
@@ -112,27 +107,66 @@ class Compiled:
             code = self.code(program)
             offsets.check([(program, code)], self._uses)
             self._checked[program] = code
-        return _load(hook, _with_tables(self._checked[program], tables), self._log)
+        return _load(hook, programs.renamed(self._checked[program], tables), self._log)
 
     def memories(self) -> dict[str, tuple[int, str]]:
         """Maps that outlive a generation: name → its descriptor, and a digest of what its keys and values are
         made of.
         """
-        library, module = _tables(), self._module.module
-        found = {}
-        for number in range(library.bpf_num_tables(module)):
-            name: bytes = library.bpf_table_name(module, number)
-            text = name.decode()
-            kind = library.bpf_table_type_id(module, number)
-            if (kind in MEMORIES and text not in NOT) or text in ALSO:
-                made = (library.bpf_table_key_desc(module, name), library.bpf_table_leaf_desc(module, name))
-                digest = hashlib.sha256(repr((kind, *made)).encode()).hexdigest()[:16]
-                found[text] = (self.map(text), digest)
-        return found
+        return {
+            name: (self._maps[name], self._programs.types[name])
+            for name, shape in self._programs.maps.items()
+            if (shape.type in MEMORIES and name not in NOT) or name in ALSO
+        }
 
     def map(self, name: str) -> int:
-        """Descriptor of a map."""
-        return int(self._module[name.encode()].map_fd)
+        """Descriptor of a map, which is closed when nobody has this unit any more."""
+        return self._maps[name]
+
+
+def _close(descriptors: Iterable[int]) -> None:
+    for fd in descriptors:
+        os.close(fd)
+
+
+def _made(text: str, flags: list[str], log: Path) -> Programs:
+    """What LLVM makes of a text with these flags: kept from an earlier time, or now."""
+    name = programs.key(text, *flags, _bcc().__version__)
+    found = programs.kept(name)
+    if found is None:
+        found = _compiled(text, flags, log)
+        programs.store(name, found)
+    return found
+
+
+def _compiled(text: str, flags: list[str], log: Path) -> Programs:
+    bcc = _bcc()
+    with _quiet(log):
+        try:
+            module = bcc.BPF(text=text.encode(), cflags=flags)
+        except Exception as error:  # bcc knows no other class
+            raise UserError(f"bcc could not compile the programs ({error}); see {log}") from None
+    library, unit = _tables(), module.module
+    maps = [library.bpf_table_name(unit, at) for at in range(library.bpf_num_tables(unit))]
+    fds = {name: library.bpf_table_fd(unit, name) for name in maps}
+    places = {fds[name]: place for place, name in enumerate(maps)}
+    names = [library.bpf_function_name(unit, at) for at in range(library.bpf_num_functions(unit))]
+    shapes = {name.decode(): bpf.shape_of(fds[name]) for name in maps}
+    types = {
+        name.decode(): _digest(
+            shapes[name.decode()].type,
+            library.bpf_table_key_desc(unit, name),
+            library.bpf_table_leaf_desc(unit, name),
+        )
+        for name in maps
+    }
+    return Programs(
+        shapes, types, {name.decode(): programs.renamed(module.dump_func(name), places) for name in names}
+    )
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def attach(hook: str, program: int, log: Path) -> int:
@@ -155,15 +189,6 @@ def _function(hook: str) -> str:
     """The kernel's function at which a hook is."""
     kind, _, name = hook.partition("/")
     return f"bpf_lsm_{name}" if kind == "lsm" else name
-
-
-def _with_tables(code: bytes, tables: Mapping[int, int]) -> bytes:
-    """The same instructions with other maps."""
-    changed = bytearray(code)
-    for at, (opcode, registers, _, value) in enumerate(INSTRUCTION.iter_unpack(code)):
-        if (opcode, registers >> 4) == LOAD_MAP and value in tables:
-            struct.pack_into("=i", changed, at * INSTRUCTION.size + 4, tables[value])
-    return bytes(changed)
 
 
 def _bcc() -> Any:

@@ -77,7 +77,7 @@ class Generation:
 
     def close(self) -> None:
         """Let go of everything."""
-        configured = {f"map_{name}" for name in CONFIGURED}  # bcc's to close
+        configured = {f"map_{name}" for name in CONFIGURED}  # the compiled unit's to close
         for pin in self.pins.keys() - configured:
             os.close(self.pins[pin])
         self.pins.clear()
@@ -86,7 +86,7 @@ class Generation:
         self.programs[place] = self.pins[f"program_{name_of(place)}"] = program
 
     def _load(self, schema: Schema, surface: Surface) -> None:
-        tables: dict[int, dict[int, int]] = {}  # per signature: bcc's table → the one to use
+        tables: dict[int, dict[int, int]] = {}  # per signature: the unit's table → the one to use
         for hook, program in _in_order(surface):
             kind = signature(hook)
             if surface.parts and hook in surface.hooks and kind not in tables:
