@@ -30,7 +30,7 @@
 
 #define NO_SESSION 0xffffffff
 #define KEPT(number) ((number) == KIND_exec || (number) == KIND_fork || (number) == KIND_exit)
-#define SHARE_BITS 10
+#define PART(of, part) ((of) * (part) >> 10)
 
 struct group {
     u64 id;
@@ -73,7 +73,7 @@ static __always_inline u32 budget_take(struct settings *set, void *space, u64 fr
     struct budget *budget = budgets.lookup_or_try_init(&group, &none);
     if (!budget || !set->share)
         return wanted;
-    u64 share = free * set->share >> SHARE_BITS;
+    u64 share = PART(free, set->share);
     u64 taken = bpf_ringbuf_query(space, BPF_RB_CONS_POS) < budget->end ? budget->taken : 0;
     if (head && taken * STRIDE >= share)
         return 0;
@@ -92,15 +92,15 @@ static __always_inline u32 grant(struct settings *set, struct books *book, void 
     u64 sequence = book->sequence;
     if (sequence + parts <= book->ask)
         return parts;
-    u64 filled = bpf_ringbuf_query(space, BPF_RB_AVAIL_DATA);
-    u64 open = filled < set->open ? (set->open - filled) / STRIDE : 0;
+    u64 size = bpf_ringbuf_query(space, BPF_RB_RING_SIZE), filled = bpf_ringbuf_query(space, BPF_RB_AVAIL_DATA);
+    u64 anyones = size - PART(size, set->reserve);
+    u64 open = filled < anyones ? (anyones - filled) / STRIDE : 0;
     book->ask = sequence + open;
     if (parts <= open)
         return parts;
     if (!KEPT(number))
         return open;
-    u64 free = bpf_ringbuf_query(space, BPF_RB_RING_SIZE) - filled;
-    return open + budget_take(set, space, free, open, parts);
+    return open + budget_take(set, space, size - filled, open, parts);
 }
 
 // Room for the head of an event of `parts` chunks, of which `granted` may be sent. NULL: the event is lost, and booked. Its `id`

@@ -39,8 +39,8 @@ struct books {
 // What can change while programs stay attached. One row, written by the loader.
 struct settings {
     u64 kinds;          // bit n: events of kind n are asked for
-    u64 open;           // bytes of a CPU's ring that any chunk may fill; the rest is kept (budget.h)
-    u64 share;          // 1/1024ths of what is free of the rest that one group may have; 0: all of it
+    u64 reserve;        // 1/1024ths of a CPU's ring that are kept for some (budget.h)
+    u64 share;          // 1/1024ths of what is free of these that one group may have; 0: all of it
     u32 environment;    // 0: the environment is not read
     u32 by_uid;         // 1: only uids in `uids`
     u32 by_cgroup;      // 1: only cgroups in `cgroups`

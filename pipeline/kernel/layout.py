@@ -126,8 +126,8 @@ IDENTITY_KEY: Final = struct.Struct("=QQ")
 """start in ticks, pid."""
 IDENTITY: Final = struct.Struct("=QQQ")
 """exec id (0: unknown), flags, 0."""
-SHARE: Final = 1024
-"""The whole of what is free, as the kernel counts shares of it."""
+WHOLE: Final = 1024
+"""In how many parts the kernel divides a ring, and what is free of it."""
 _SETTINGS: Final = struct.Struct("=QQQIIIIIIII")
 
 
@@ -176,8 +176,8 @@ def settings(config: Config, kinds: Collection[str]) -> bytes:
     mask = sum(1 << by_name()[kind].number for kind in kinds)
     return _SETTINGS.pack(
         mask,
-        config.ring.size - int(config.ring.size * config.budget.reserve),
-        ceil(config.budget.share * SHARE),
+        ceil(config.budget.reserve * WHOLE),
+        ceil(config.budget.share * WHOLE),
         config.environment.enabled,
         bool(config.kernel.uids),
         bool(config.kernel.cgroups),

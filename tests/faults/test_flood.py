@@ -36,7 +36,7 @@ OTHERS = [(0.125, 0, False), (0.125, 0.25, None), (0.125, 1, None), (0.0625, 0.5
 def beside(make_live: Callable[..., Live], acts: bytes) -> Iterator[Beside]:
     live = make_live(ring__size=str(RING), kernel__uids=",".join(map(str, UIDS)))
     live.start(events=",".join(EVENTS))
-    yield Beside(live, acts, KINDS[-1], RING)
+    yield Beside(live, acts, KINDS[-1])
     assert live.stop() == 0, live.said()
 
 

@@ -31,16 +31,10 @@ def test_settings_are_where_the_kernel_reads_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reserve", "share", "open_", "shares"),
-    [
-        (0.125, 0.5, 896 << 10, 512),
-        (0.5, 1, 512 << 10, 1024),
-        (0, 0, 1 << 20, 0),
-        (0.25, 0.0001, 768 << 10, 1),
-    ],
+    ("reserve", "share", "parts"),
+    [(0.125, 0.5, (128, 512)), (0.5, 1, (512, 1024)), (0, 0, (0, 0)), (0.0001, 0.0001, (1, 1))],
 )
-def test_the_budget_in_bytes_and_shares(reserve: float, share: float, open_: int, shares: int) -> None:
-    """A share that was asked for is never none, which would be all."""
-    flags = {"ring": {"size": 1 << 20}, "budget": {"reserve": reserve, "share": share}}
-    seen = as_the_kernel_reads(load(flags, environ={}))
-    assert (seen["open"], seen["share"]) == (open_, shares)
+def test_the_budget_in_parts(reserve: float, share: float, parts: tuple[int, int]) -> None:
+    """What was asked for is never none: that would be no reserve, and a share without a bound."""
+    seen = as_the_kernel_reads(load({"budget": {"reserve": reserve, "share": share}}, environ={}))
+    assert (seen["reserve"], seen["share"]) == parts

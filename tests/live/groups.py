@@ -16,6 +16,8 @@ from typing import Final
 from pipeline.config import load
 from pipeline.kernel import bpf
 from pipeline.kernel.layout import cgroup_known, settings
+from pipeline.kernel.manifest import Manifest
+from pipeline.kernel.pins import generation
 from tests.live.run import PATIENCE, Live, Record
 
 __all__ = ["CPUS", "EVENTS", "FORKS", "KINDS", "PROGRAMS", "UIDS", "Beside", "Storm"]
@@ -59,10 +61,10 @@ class Storm:
 
 
 class Beside:
-    """A run over rings of `ring` bytes, and groups of a kind that do something beside each other."""
+    """A run, and groups of a kind that do something beside each other."""
 
-    def __init__(self, live: Live, acts: bytes, kind: str, ring: int) -> None:
-        self.live, self._acts, self._kind, self._ring = live, acts, kind, ring
+    def __init__(self, live: Live, acts: bytes, kind: str) -> None:
+        self.live, self._acts, self._kind = live, acts, kind
         self._numbers = count()
 
     def storm(self, each: int, environment: Collection[str] = (), line: str = PROGRAMS) -> Storm:
@@ -105,10 +107,12 @@ class Beside:
 
     def budget(self, reserve: float, share: float) -> None:
         """Set it while programs are attached."""
-        flags = {"ring": {"size": self._ring}, "budget": {"reserve": reserve, "share": share}}
-        config = load({**flags, "kernel": {"uids": tuple(UIDS)}}, environ={})
-        pin = bpf.get(self.live.pins / "map_settings")
-        bpf.update(pin, bytes(4), settings(config, EVENTS))
+        flags = {"budget": {"reserve": reserve, "share": share}, "kernel": {"uids": tuple(UIDS)}}
+        manifest = Manifest.read(self.live.state)
+        assert manifest
+        folder = generation(self.live.pins, manifest.generation)
+        pin = bpf.get(folder / "map_settings")
+        bpf.update(pin, bytes(4), settings(load(flags, environ={}), EVENTS))
         os.close(pin)
         self.live.books()["ask"] = 0
 

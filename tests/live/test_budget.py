@@ -40,7 +40,7 @@ def beside(request: pytest.FixtureRequest, make_live: Callable[..., Live], acts:
     uids = ",".join(map(str, UIDS))
     live = make_live(ring__size=str(RING), kernel__uids=uids, environment__enabled="false")
     live.start(events=",".join(EVENTS))
-    yield Beside(live, acts, request.param, RING)
+    yield Beside(live, acts, request.param)
     assert live.stop() == 0, live.said()
     assert live.ledger()["balanced"], live.ledger()
 
