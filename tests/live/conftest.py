@@ -19,6 +19,8 @@ from tests.live.run import SLOWER, Live, eventually
 from tests.live.sockets import SOCKETS, Sockets
 
 NUMBERS = count()
+WAYS = [("first", False), ("all", True)][: 1 if SLOWER > 1 else None]
+"""To look at memory; to attach once more takes a minute in an emulated machine."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -101,14 +103,12 @@ def live(before: frozenset[Process], make_live: Callable[..., Live]) -> Iterator
     assert live.ledger()["in_flight"] == 0
 
 
-@pytest.fixture(scope="module", params=["auto", "sys_exit"])
+@pytest.fixture(scope="module", params=["auto"] if SLOWER > 1 else ["auto", "sys_exit"])
 def sockets(request: pytest.FixtureRequest, make_live: Callable[..., Live]) -> Iterator[Sockets]:
-    """The shared run, and one that looks at system calls' ends alone."""
+    """The shared run; and on the bare host one that looks at system calls' ends alone."""
     if request.param == "auto":
         yield Sockets(request.getfixturevalue("live"))
         return
-    if SLOWER > 1:
-        pytest.skip("system calls' ends are tested on the bare host")
     live = make_live(surface=request.param)
     live.start(events=",".join(("process", *SOCKETS)))
     yield Sockets(live)
@@ -116,7 +116,7 @@ def sockets(request: pytest.FixtureRequest, make_live: Callable[..., Live]) -> I
     assert live.ledger()["balanced"], live.ledger()
 
 
-@pytest.fixture(scope="session", params=[False, True], ids=["first", "all"])
+@pytest.fixture(scope="session", params=[way for _, way in WAYS], ids=[name for name, _ in WAYS])
 def memory(request: pytest.FixtureRequest, make_live: Callable[..., Live], ground: Path) -> Iterator[Memory]:
     """The shared run, and one from another surface with `memory.all`; see tests/live/memory.py."""
     surface = SURFACES[request.param]

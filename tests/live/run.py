@@ -33,6 +33,8 @@ SLOWER = float(os.environ.get("TESTS_SLOWER", "1"))
 """How much longer things may take here: tests/vm says so of a machine that is emulated."""
 PATIENCE = 20.0 * SLOWER
 """Seconds to wait for what must come; a busy machine takes its time."""
+LOOK = 0.01 * SLOWER
+"""Seconds between two looks, which take the time of what is looked at."""
 ATTACHING = 120.0 * SLOWER
 """Seconds that the verifier may take on a machine with other things to do."""
 
@@ -44,7 +46,7 @@ def eventually(found: Callable[[], Any], what: str, patience: float = PATIENCE) 
         if answer := found():
             return answer
         assert time.monotonic() < end, f"waited {patience} s in vain for {what}"
-        time.sleep(0.01)
+        time.sleep(LOOK)
 
 
 class Log:

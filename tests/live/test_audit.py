@@ -103,6 +103,7 @@ ARGUMENTS = [
 ]
 
 
+@pytest.mark.vm
 def test_an_exec(live: Live, tmp_path: Path) -> None:
     told = tmp_path / "who"
     before = time.time_ns()
@@ -166,6 +167,7 @@ def test_names_come_whole(live: Live, tmp_path: Path, name: bytes) -> None:
     assert of(record, "CWD") == [{"cwd": os.getcwd()}]
 
 
+@pytest.mark.vm
 def test_what_failed_says_why(live: Live, tmp_path: Path) -> None:
     path = os.fsencode(tmp_path / "nothing here")
 

@@ -20,7 +20,7 @@ from tests.live.run import SLOWER, eventually
 from tests.live.sockets import FAMILIES, LOOPBACK, Sockets, ends, inode, listening, raw
 from tests.live.witness import fork, libc
 
-pytestmark = [pytest.mark.kernel, pytest.mark.vm]
+pytestmark = pytest.mark.kernel
 
 STORM = int(4000 / SLOWER)
 UNSPECIFIED = (ctypes.c_char * 16)()
@@ -44,6 +44,7 @@ def silent() -> Iterator[tuple[str, int]]:
         yield server.getsockname()
 
 
+@pytest.mark.vm
 @pytest.mark.parametrize(("family", "address"), FAMILIES)
 def test_one_that_comes_about(sockets: Sockets, family: int, address: str) -> None:
     with socket.socket(family) as server:
@@ -68,6 +69,7 @@ def test_one_that_is_refused(sockets: Sockets, family: int, address: str) -> Non
             sockets.under_way([first, done], ends(client) | known, errno.EINPROGRESS)
 
 
+@pytest.mark.vm
 def test_one_that_the_caller_gives_up(sockets: Sockets) -> None:
     with silent() as address:
         client = begin(address)
@@ -78,6 +80,7 @@ def test_one_that_the_caller_gives_up(sockets: Sockets) -> None:
         sockets.under_way(sockets.of(number), expected | {"errno": errno.ECANCELED}, errno.EINPROGRESS)
 
 
+@pytest.mark.vm
 def test_one_that_is_dissolved(sockets: Sockets) -> None:
     with silent() as address, begin(address) as client:
         assert libc.connect(client.fileno(), UNSPECIFIED, len(UNSPECIFIED)) == 0
@@ -88,6 +91,7 @@ def test_one_that_is_dissolved(sockets: Sockets) -> None:
             same(found[-1], {"errno": 0, "remote_address": None, "remote_port": None})
 
 
+@pytest.mark.vm
 def test_one_whose_process_is_killed(sockets: Sockets) -> None:
     with silent() as address:
         read, write = os.pipe()
@@ -107,6 +111,7 @@ def test_one_whose_process_is_killed(sockets: Sockets) -> None:
         same(done, {"errno": errno.ECANCELED})
 
 
+@pytest.mark.vm
 def test_one_that_is_asked_for_again(sockets: Sockets) -> None:
     with silent() as address:
         client = begin(address)
@@ -120,6 +125,7 @@ def test_one_that_is_asked_for_again(sockets: Sockets) -> None:
             sockets.under_way([first, done], {"errno": errno.ECANCELED}, errno.EINPROGRESS)
 
 
+@pytest.mark.vm
 def test_one_that_a_signal_interrupts(sockets: Sockets) -> None:
     """The call ends, the connection does not."""
     with silent() as address, socket.socket() as client:
@@ -135,6 +141,7 @@ def test_one_that_a_signal_interrupts(sockets: Sockets) -> None:
         sockets.under_way(sockets.of(number), {"errno": errno.ECANCELED}, errno.EINTR)
 
 
+@pytest.mark.vm
 def test_one_by_a_thread(sockets: Sockets) -> None:
     found: dict[str, Any] = {}
 
@@ -151,6 +158,7 @@ def test_one_by_a_thread(sockets: Sockets) -> None:
                 same(record, found)
 
 
+@pytest.mark.vm
 @pytest.mark.parametrize("by_worker", [False, True])
 def test_one_by_io_uring(sockets: Sockets, acts: bytes, by_worker: bool) -> None:
     with listening() as server:
@@ -176,6 +184,7 @@ def test_one_by_io_uring(sockets: Sockets, acts: bytes, by_worker: bool) -> None
         assert (first["process"]["tid"] != process.pid) == by_worker
 
 
+@pytest.mark.vm
 def test_one_by_a_32_bit_call(sockets: Sockets, acts: bytes) -> None:
     said = subprocess.run([acts, b"connect-32", b"9"], capture_output=True, text=True, check=True).stdout
     number, result = map(int, said.split())
@@ -190,6 +199,7 @@ def test_one_by_a_32_bit_call(sockets: Sockets, acts: bytes) -> None:
         assert found == []
 
 
+@pytest.mark.vm
 def test_a_socket_from_another_process(sockets: Sockets) -> None:
     """Who acts is who is told of, not who made the socket."""
     ours, theirs = socket.socketpair()
@@ -214,6 +224,7 @@ def test_a_socket_from_another_process(sockets: Sockets) -> None:
             same(record, {"process.pid": act.pid})
 
 
+@pytest.mark.vm
 def test_threads_that_race_to_accept(sockets: Sockets) -> None:
     taken: dict[int, tuple[int, dict[str, Any]]] = {}
 
@@ -243,6 +254,7 @@ def test_threads_that_race_to_accept(sockets: Sockets) -> None:
             same(record, {**said, "process.tid": tid})
 
 
+@pytest.mark.vm
 def test_a_storm_leaves_nothing_behind(sockets: Sockets) -> None:
     """Connections that come about, are refused, given up, and whose process is killed."""
     with listening(backlog=4096) as server, silent() as address, socket.socket() as taken:

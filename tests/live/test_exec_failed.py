@@ -14,7 +14,7 @@ import pytest
 from tests.live.run import Live, Record
 from tests.live.witness import Act, Arguments, as_record, execute, libc
 
-pytestmark = [pytest.mark.kernel, pytest.mark.vm]
+pytestmark = pytest.mark.kernel
 
 NOWHERE = b"/nonexistent/program"
 ENVIRONMENT = [b"PATH=/bin", b"MARK=hunter2"]
@@ -72,6 +72,7 @@ def test_files_that_do_not_run(live: Live, tmp_path: Path, content: bytes, mode:
     assert record["argv"] == ["x"]
 
 
+@pytest.mark.vm
 def test_folders_and_loops(live: Live, tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
@@ -100,6 +101,7 @@ def test_a_path_longer_than_is_read(live: Live) -> None:
     assert record["argv"] == ["x"]
 
 
+@pytest.mark.vm
 def test_one_argument_is_too_long(live: Live) -> None:
     record = failed_with(
         live, execute(b"/bin/true", [b"true", b"a" * 131_072, b"after"], ENVIRONMENT), errno.E2BIG
@@ -121,6 +123,7 @@ def test_too_many_bytes(live: Live) -> None:
     assert record["environment"] == ["PATH=/bin", "MARK=***"]
 
 
+@pytest.mark.vm
 def test_many_strings(live: Live) -> None:
     argv = [b"%d" % i for i in range(4900)]
     record = failed_with(live, execute(NOWHERE, argv, ENVIRONMENT), errno.ENOENT)
@@ -140,6 +143,7 @@ def test_more_strings_than_can_be_read(live: Live) -> None:
     assert record["argv"] == [a.decode() for a in argv[:had]]
 
 
+@pytest.mark.vm
 def test_a_path_that_cannot_be_read(live: Live) -> None:
     record = failed_with(live, execute(UNREADABLE, [b"x", b"y"]), errno.EFAULT)
     assert record["path"] is None
@@ -172,6 +176,7 @@ def test_an_environment_that_cannot_be_read(live: Live) -> None:
     assert record["unsettled"]["environment"]["state"] == "fault"
 
 
+@pytest.mark.vm
 def test_a_32_bit_caller(live: Live, acts: bytes) -> None:
     record = failed_with(
         live, execute(acts, [b"acts", b"exec-32", NOWHERE, b"zero", b"", b"\xff"]), errno.ENOENT
@@ -183,6 +188,7 @@ def test_a_32_bit_caller(live: Live, acts: bytes) -> None:
     assert "unsettled" not in record
 
 
+@pytest.mark.vm
 def test_execveat(live: Live, acts: bytes, tmp_path: Path) -> None:
     record = failed_with(
         live, execute(acts, [b"acts", b"at", os.fsencode(tmp_path), b"none", b"x"], ENVIRONMENT), errno.ENOENT
@@ -192,6 +198,7 @@ def test_execveat(live: Live, acts: bytes, tmp_path: Path) -> None:
     assert record["environment"] == ["PATH=/bin", "MARK=***"]
 
 
+@pytest.mark.vm
 def test_past_the_point_of_no_return_nothing_is_made_up(live: Live, acts: bytes, tmp_path: Path) -> None:
     """The caller's memory is gone by then; where its strings were, something else can be read."""
     image = bytearray(Path(os.fsdecode(acts)).read_bytes())

@@ -33,11 +33,12 @@ from tests.live.memory import (
 )
 from tests.live.witness import execute, libc
 
-pytestmark = [pytest.mark.kernel, pytest.mark.vm]
+pytestmark = pytest.mark.kernel
 
 CLONE_NEWNS, MS_NOEXEC, MS_PRIVATE, MS_REC = 0x20000, 8, 1 << 18, 0x4000
 
 
+@pytest.mark.vm
 def test_a_file(memory: Memory, folder: bytes) -> None:
     path = make(folder + b"/plain")
 
@@ -86,7 +87,9 @@ def deep(ground: Path) -> Iterator[Callable[[int, int], tuple[int, bytes]]]:
     subprocess.run(["rm", "-rf", top], check=True)  # Python would go too deep
 
 
-@pytest.mark.parametrize(("length", "name"), [(4095, 200), (4095, 1), (18_000, 59), (200, 40)])
+@pytest.mark.parametrize(
+    ("length", "name"), [pytest.param(4095, 200, marks=pytest.mark.vm), (4095, 1), (18_000, 59), (200, 40)]
+)
 def test_a_long_path(
     memory: Memory, deep: Callable[[int, int], tuple[int, bytes]], length: int, name: int
 ) -> None:
@@ -98,6 +101,7 @@ def test_a_long_path(
     same(done.one(), mapped(done.facts, path))
 
 
+@pytest.mark.vm
 def test_a_path_beyond_its_cap(memory: Memory, deep: Callable[[int, int], tuple[int, bytes]]) -> None:
     file, path = deep(70_000, 250)
     done = memory.did(lambda: map_file(file))
@@ -109,6 +113,7 @@ def test_a_path_beyond_its_cap(memory: Memory, deep: Callable[[int, int], tuple[
     assert len(record["path"]) == record["unsettled"]["path"]["have"] > 65_000
 
 
+@pytest.mark.vm
 def test_memory_without_a_file(memory: Memory) -> None:
     def deed() -> Facts:
         address = map_(PAGE, READ | WRITE | EXECUTE, PRIVATE | ANONYMOUS)
@@ -119,6 +124,7 @@ def test_memory_without_a_file(memory: Memory) -> None:
     assert "rwxp" in done.facts["line"]
 
 
+@pytest.mark.vm
 def test_a_memfd(memory: Memory) -> None:
     def deed() -> Facts:
         file = os.memfd_create("in memory")
@@ -129,6 +135,7 @@ def test_a_memfd(memory: Memory) -> None:
     same(done.one(), mapped(done.facts, b"memfd:in memory", memfd=True))
 
 
+@pytest.mark.vm
 def test_a_deleted_file(memory: Memory, folder: bytes) -> None:
     path = make(folder + b"/gone")
 
@@ -149,6 +156,7 @@ def mount(kind: str, at: bytes, options: str = "", flags: int = 0) -> None:
         raise OSError(ctypes.get_errno(), f"mount {kind}")
 
 
+@pytest.mark.vm
 def test_a_file_in_another_mount_namespace(memory: Memory, folder: bytes) -> None:
     def deed() -> Facts:
         mount("tmpfs", folder)
@@ -159,6 +167,7 @@ def test_a_file_in_another_mount_namespace(memory: Memory, folder: bytes) -> Non
     same(done.one(), mapped(done.facts, folder + b"/a/b"))
 
 
+@pytest.mark.vm
 def test_a_file_of_an_overlay(memory: Memory, folder: bytes) -> None:
     def deed() -> Facts:
         mount("tmpfs", folder)
@@ -180,6 +189,7 @@ def test_a_file_of_an_overlay(memory: Memory, folder: bytes) -> None:
     same(done.one("mprotect", done.facts["later"]), {**expected, "path": path.decode(), "deleted": False})
 
 
+@pytest.mark.vm
 @pytest.mark.parametrize("why", ["EINVAL", "EPERM", "EACCES"])
 def test_a_mapping_that_fails(memory: Memory, folder: bytes, why: str) -> None:
     path = folder + b"/file"
@@ -200,6 +210,7 @@ def test_a_mapping_that_fails(memory: Memory, folder: bytes, why: str) -> None:
     same(done.one(address=None), mapped(done.facts, path, **done.facts["said"]))
 
 
+@pytest.mark.vm
 def test_what_a_new_program_maps(memory: Memory, folder: bytes) -> None:
     """Its loader's mappings too; all that is seen of them is as its own maps say."""
     out = folder + b"/maps"

@@ -16,7 +16,7 @@ from tests.live.compare import same
 from tests.live.sockets import Sockets, ends, listening, raw
 from tests.live.witness import fork, libc
 
-pytestmark = [pytest.mark.kernel, pytest.mark.vm]
+pytestmark = pytest.mark.kernel
 
 UNIX = socket.AF_UNIX
 LONGEST = 108
@@ -44,8 +44,8 @@ NAMES = [
     (b"a path", b"another"),
     (b"new\nline", "ünï".encode()),
     (b"l" * LONGEST, b"m" * LONGEST),
-    (b"m" * 100, b"l" * LONGEST),
-    (abstract(20, b"1"), abstract(LONGEST, b"2")),
+    pytest.param(b"m" * 100, b"l" * LONGEST, marks=pytest.mark.vm),
+    pytest.param(abstract(20, b"1"), abstract(LONGEST, b"2"), marks=pytest.mark.vm),
     (abstract(LONGEST, b"3"), b"short"),
     (b"not unicode \xff", b"\0"),
 ]
@@ -81,6 +81,7 @@ def shown(name: bytes) -> str | bytes:
         return name
 
 
+@pytest.mark.vm
 def test_the_name_that_the_kernel_chose(sockets: Sockets) -> None:
     with socket.socket(UNIX) as chosen:
         chosen.bind("")
@@ -89,6 +90,7 @@ def test_the_name_that_the_kernel_chose(sockets: Sockets) -> None:
         same(record, ends(chosen))
 
 
+@pytest.mark.vm
 def test_datagrams_are_connected_and_dissolved(sockets: Sockets, folder: Path) -> None:
     with socket.socket(UNIX, socket.SOCK_DGRAM) as server, socket.socket(UNIX, socket.SOCK_DGRAM) as client:
         server.bind("d")
@@ -123,6 +125,7 @@ def forbidden(path: bytes) -> int:
     return errno.EACCES
 
 
+@pytest.mark.vm
 @pytest.mark.parametrize("prepare", [refused, absent, forbidden])
 def test_a_connect_that_fails_says_where_to(
     sockets: Sockets, folder: Path, prepare: Callable[[bytes], int]
@@ -145,6 +148,7 @@ def test_a_connect_that_fails_says_where_to(
             assert found == []
 
 
+@pytest.mark.vm
 def test_a_bind_that_fails_says_what_was_asked_for(sockets: Sockets, folder: Path) -> None:
     with socket.socket(UNIX) as first, socket.socket(UNIX) as second, socket.socket(UNIX) as third:
         first.bind("taken")
@@ -156,6 +160,7 @@ def test_a_bind_that_fails_says_what_was_asked_for(sockets: Sockets, folder: Pat
         same(sockets.of(third)[0], ends(third, errno=errno.ENOENT, local_path="no/such/folder"))
 
 
+@pytest.mark.vm
 def test_an_address_that_cannot_be_read(sockets: Sockets) -> None:
     """The call fails before the socket is asked: only a system call's end shows it, without an address."""
     with socket.socket(UNIX) as client:
@@ -168,6 +173,7 @@ def test_an_address_that_cannot_be_read(sockets: Sockets) -> None:
             assert found == []
 
 
+@pytest.mark.vm
 def test_what_a_security_module_denies(sockets: Sockets) -> None:
     """Landlock says no before bind and connect are begun."""
     with listening() as server, socket.socket() as binding, socket.socket() as connecting:

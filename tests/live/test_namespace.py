@@ -18,7 +18,7 @@ from tests.live.compare import cannot, same, who
 from tests.live.run import Live, Record, eventually
 from tests.live.witness import Act, Arguments, fork, libc
 
-pytestmark = [pytest.mark.kernel, pytest.mark.vm]
+pytestmark = pytest.mark.kernel
 
 FLAGS: Final = {
     "cgroup": 0x02000000,
@@ -35,7 +35,11 @@ CLONE, UNSHARE, SETNS = 1, 2, 3
 CLONE_FS = 0x200
 CLONE3, PIDFD_OPEN = 435, 434
 NOBODY = 65534
-each_kind = pytest.mark.parametrize("kind", FLAGS)
+IN_ALL: Final = {"mnt", "pid", "time", "user"}
+"""Of these kinds, those that the virtual machines try too."""
+each_kind = pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.vm if kind in IN_ALL else ()) for kind in FLAGS]
+)
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +167,7 @@ def test_setns_by_a_namespace(run: Live, told: Path, kind: str) -> None:
     same(record, expected(run, mine, before, wanted, call=SETNS, flags=0, errno=0))
 
 
+@pytest.mark.vm
 def test_setns_by_a_process(run: Live, told: Path) -> None:
     before, chosen = spaces(), ("mnt", "net", "uts")
     flags = sum(FLAGS[kind] for kind in chosen)
@@ -214,6 +219,7 @@ def test_what_fails_changes_nothing(run: Live, failure: str) -> None:
     same(record, expected(run, {}, now, now, call=number, flags=flags, errno=wanted))
 
 
+@pytest.mark.vm
 def test_what_has_nothing_to_do_with_namespaces_is_none(run: Live) -> None:
     act = fork(lambda: (libc.unshare(CLONE_FS), libc.unshare(FLAGS["uts"])))
     assert only(run, act)["flags"] == FLAGS["uts"]
@@ -233,6 +239,7 @@ def clone3(flags: int) -> int:
     return int(libc.syscall(CLONE3, ctypes.byref(arguments), ctypes.sizeof(arguments)))
 
 
+@pytest.mark.vm
 def test_a_container_in_all_new_namespaces(run: Live, live: Live, acts: bytes, told: Path) -> None:
     before = spaces()
     argv, environment = Arguments([b"inside"]), Arguments([b"LANG=C"])
@@ -268,6 +275,7 @@ def test_a_container_in_all_new_namespaces(run: Live, live: Live, acts: bytes, t
     assert inside["process"]["parent"]["pid"] == act.pid
 
 
+@pytest.mark.vm
 def test_a_clone_that_fails(run: Live) -> None:
     if run.kinds["namespace"] != "fexit":
         pytest.skip("the end of clone is not looked at")
@@ -279,6 +287,7 @@ def test_a_clone_that_fails(run: Live) -> None:
     same(only(run, act), expected(run, {}, now, now, **more))
 
 
+@pytest.mark.vm
 def test_every_call_of_a_storm_is_seen(run: Live) -> None:
     times = 200
 
@@ -354,6 +363,7 @@ def base(root: Path) -> str:
     return ""
 
 
+@pytest.mark.vm
 def test_a_control_group(live: Live, hierarchy: tuple[Path, int]) -> None:
     root, number = hierarchy
     with made(root, [f"promissory-{os.getpid()}"]) as (folder, pid):
@@ -371,6 +381,7 @@ def test_a_control_group(live: Live, hierarchy: tuple[Path, int]) -> None:
         )
 
 
+@pytest.mark.vm
 def test_a_path_that_the_kernel_cut(live: Live, hierarchy: tuple[Path, int]) -> None:
     root, _ = hierarchy
     names = [f"promissory-{os.getpid()}-", *("d" * 200 for _ in range(6))]

@@ -19,7 +19,7 @@ from tests.live.run import Record
 from tests.live.sockets import FAMILIES, Sockets, ends, listening, raw
 from tests.live.witness import fork, libc
 
-pytestmark = [pytest.mark.kernel, pytest.mark.vm]
+pytestmark = pytest.mark.kernel
 
 UNSPECIFIED = (ctypes.c_char * 16)()
 """A struct sockaddr of family AF_UNSPEC: it dissolves a connection."""
@@ -34,6 +34,7 @@ def common(sockets: Sockets, record: Record) -> None:
     same(record, {**who(), "process.exec_id": ran[0], "process.parent.exec_id": ran[1]})
 
 
+@pytest.mark.vm
 @pytest.mark.parametrize(("family", "address"), FAMILIES)
 def test_a_connection(sockets: Sockets, family: int, address: str) -> None:
     with socket.socket(family) as server, socket.socket(family) as client:
@@ -63,6 +64,7 @@ def as_ss_says(record: Record) -> str:
     return line
 
 
+@pytest.mark.vm
 def test_the_port_that_listen_chose(sockets: Sockets) -> None:
     with socket.socket() as server:
         server.listen(3)
@@ -90,6 +92,7 @@ def failure(call: Any, *arguments: Any) -> int:
     return found.value.errno or 0
 
 
+@pytest.mark.vm
 def test_a_bind_to_an_address_of_nobody(sockets: Sockets) -> None:
     with socket.socket() as lost:
         assert failure(lost.bind, (NOWHERE, 80)) == errno.EADDRNOTAVAIL
@@ -97,6 +100,7 @@ def test_a_bind_to_an_address_of_nobody(sockets: Sockets) -> None:
         same(sockets.of(lost)[0], ends(lost) | asked)
 
 
+@pytest.mark.vm
 def test_a_bind_that_is_not_allowed(sockets: Sockets) -> None:
     first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
     if first < 2:
@@ -114,6 +118,7 @@ def test_a_bind_that_is_not_allowed(sockets: Sockets) -> None:
         same(record, ends(denied) | asked | {"process.pid": act.pid, "process.uid": 54321})
 
 
+@pytest.mark.vm
 def test_an_address_that_is_too_short_is_not_made_up(sockets: Sockets) -> None:
     with socket.socket() as bare:
         assert raw(libc.bind, bare, b"\0\x50\x7f\0\0\1") == -1
@@ -122,6 +127,7 @@ def test_an_address_that_is_too_short_is_not_made_up(sockets: Sockets) -> None:
         same(sockets.of(bare)[0], ends(bare) | expected)
 
 
+@pytest.mark.vm
 @pytest.mark.parametrize(("family", "address"), FAMILIES)
 def test_udp_is_connected_and_dissolved(sockets: Sockets, family: int, address: str) -> None:
     with socket.socket(family, socket.SOCK_DGRAM) as client:
@@ -140,6 +146,7 @@ def test_udp_is_connected_and_dissolved(sockets: Sockets, family: int, address: 
             same(record, {**each, "connect_id": record["id"]})
 
 
+@pytest.mark.vm
 def test_a_raw_socket_has_no_ports(sockets: Sockets) -> None:
     with socket.socket(type=socket.SOCK_RAW, proto=socket.IPPROTO_ICMP) as raw:
         raw.bind(("127.0.0.1", 0))
@@ -160,6 +167,7 @@ def test_a_refused_connection(sockets: Sockets, family: int, address: str) -> No
         sockets.connected(sockets.of(client), expected)
 
 
+@pytest.mark.vm
 def test_a_connect_without_a_way_there(sockets: Sockets) -> None:
     with socket.socket(socket.AF_INET6) as client:
         assert failure(client.connect, ("ff02::1", 80)) == errno.ENETUNREACH
@@ -171,6 +179,7 @@ def test_a_connect_without_a_way_there(sockets: Sockets) -> None:
             assert found == []
 
 
+@pytest.mark.vm
 def test_an_accept_that_fails(sockets: Sockets) -> None:
     with socket.socket() as idle, listening() as server:
         server.setblocking(False)
@@ -182,6 +191,7 @@ def test_an_accept_that_fails(sockets: Sockets) -> None:
         same(record, ends(idle, errno=errno.EINVAL))
 
 
+@pytest.mark.vm
 def test_a_listen_that_fails(sockets: Sockets) -> None:
     with listening() as server, socket.socket() as client:
         client.connect(server.getsockname())
@@ -195,6 +205,7 @@ def test_a_listen_that_fails(sockets: Sockets) -> None:
             assert found == []
 
 
+@pytest.mark.vm
 def test_strace_saw_the_same(sockets: Sockets, tmp_path: Path) -> None:
     port = "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); "
     deed = port + "t = socket.socket(); t.setblocking(False); t.connect_ex(s.getsockname())"

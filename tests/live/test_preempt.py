@@ -26,6 +26,7 @@ from tests.live.witness import libc
 pytestmark = [pytest.mark.kernel, pytest.mark.preempt]
 
 KINDS = ("mmap", "bpf_load", "bpf_unload", "ksymbol")
+EVENTS = ",".join(("exec", "fork", "exit", *KINDS))
 PROCESSES, ROUNDS = 6, 60
 DEEP = 400
 """Folders above a mapped file: each costs its program a step."""
@@ -35,7 +36,7 @@ READ_EXECUTE = mmap.PROT_READ | mmap.PROT_EXEC
 @pytest.fixture(scope="module")
 def overlapping(make_live: Callable[..., Live]) -> Iterator[Live]:
     live = make_live()
-    live.start(events=",".join(("exec", "fork", "exit", *KINDS)))
+    live.start(events=EVENTS)
     if any(live.kinds[kind] not in ("lsm", "fexit") for kind in KINDS):
         pytest.skip(
             "NOT TESTED: nothing overlaps here: this host allows no program at functions of the kernel"

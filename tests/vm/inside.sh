@@ -22,6 +22,8 @@ is_mounted /sys/kernel/security securityfs
 is_mounted /sys/kernel/debug debugfs
 is_mounted /sys/kernel/tracing tracefs
 is_mounted /sys/fs/cgroup cgroup2
+# As systemd does it. Until somebody switches on any controller, new groups are not perf's either.
+echo +pids >/sys/fs/cgroup/cgroup.subtree_control
 is_mounted /dev/shm tmpfs
 # What is under way must not meet the host's, nor another machine's.
 mkdir -p /run/tmp /run/home /var/lib/promissory

@@ -21,15 +21,19 @@ from typing import BinaryIO, Final
 
 from tests.vm.kernels import HERE, STATE, Kernel, Missing
 
-__all__ = ["SLOTS", "Broken", "ready", "run", "slot"]
+__all__ = ["CPUS", "KEPT", "SLOTS", "Broken", "ready", "run", "slot"]
 
 SLOTS: Final = 2
 """Machines at once on this host."""
+CPUS: Final = 2
+"""Of each."""
+KEPT: Final = STATE / "programs"
+"""Where the loader inside keeps compiled programs, and finds those that were compiled here."""
 VIRTME: Final = Path(sys.executable).with_name("virtme-run")
 PROGRAMS: Final = (str(VIRTME), "qemu-system-x86_64", "busybox", "depmod")
 INSIDE: Final = Path(__file__).with_name("inside.sh")
 FLAGS: Final = (
-    *("--mods", "auto", "--disable-kvm", "--rw", "--memory", "2G", "--cpus", "2", "--cwd", str(HERE)),
+    *("--mods", "auto", "--disable-kvm", "--rw", "--memory", "2G", "--cpus", str(CPUS), "--cwd", str(HERE)),
     *("--verbose", "--show-boot-console", "--kopt=lsm=lockdown,capability,landlock,yama,bpf"),
 )
 CACHED: Final = "local,path=/,mount_tag=cached,security_model=none,multidevs=remap"
@@ -95,7 +99,8 @@ def run(
     image = kernel.image
     with slot(STATE) as folder, (folder / "console").open("wb") as console:
         began()
-        (folder / "command").write_text(f"export TESTS_SLOWER={SLOWER}\nexec {shlex.join(command)}\n")
+        settings = f"export TESTS_SLOWER={SLOWER} CACHE_DIRECTORY={shlex.quote(str(KEPT))}\n"
+        (folder / "command").write_text(f"{settings}exec {shlex.join(command)}\n")
         (folder / "output").touch()
         script = f"busybox sh {INSIDE} {folder} {HERE}"
         mine = ["--kimg", str(image), "--script-sh", script, *(f"--kopt={option}" for option in options)]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import compileall
 import os
-import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 from tests.vm.kernels import HERE, MATRIX, STATE, Kernel, Missing, fetch
-from tests.vm.machine import SLOTS, Broken, ready, run
+from tests.vm.machine import KEPT, SLOTS, Broken, ready, run
 from tests.vm.report import Result, read, table, troubles
 
 __all__ = ["JOBS", "Job", "run_all"]
@@ -33,13 +34,11 @@ class Job:
     kernel: Kernel
     marker: str
     options: tuple[str, ...] = ()
-    sheet: bool = True
-    """Whether the kernel's sheet is made there too."""
 
 
 JOBS: Final = (
     *(Job(name, kernel, "vm") for name, kernel in MATRIX.items()),
-    Job("6.12-preempt", MATRIX["6.12"], "preempt", ("preempt=full",), sheet=False),
+    Job("6.12-preempt", MATRIX["6.12"], "preempt", ("preempt=full",)),
 )
 
 
@@ -69,21 +68,17 @@ def _one(job: Job, arguments: Sequence[str]) -> Result:
     files = {kind: RESULTS / f"{job.name}.{kind}" for kind in ("log", "xml", "json")}
     for file in files.values():
         file.unlink(missing_ok=True)
+    _compile(job)
     pytest = [
-        *(sys.executable, "-m", "pytest", "tests/live", "tests/kernel", "-m", job.marker, "--tb=short"),
+        *(sys.executable, "-m", "pytest", *_files(job.marker), "-m", job.marker, "--tb=short"),
         *("-p", "no:cacheprovider", "-o", f"timeout={ONE_TEST}", f"--junitxml={files['xml']}", *arguments),
     ]
-    script = [shlex.join(pytest), "status=$?"]
-    if job.sheet:
-        sheet = [sys.executable, "-m", "pipeline.cli", "check", "--matrix", "--json"]
-        script.append(f"{shlex.join(sheet)} >{shlex.quote(str(files['json']))}")
-    script.append("exit $status")
     began, trouble = time.monotonic(), ""
     with files["log"].open("wb") as log:
         try:
             run(
                 job.kernel,
-                ["sh", "-c", "; ".join(script)],
+                ["env", f"TESTS_SHEET={files['json']}", *pytest],
                 output=log,
                 options=job.options,
                 timeout=TIMEOUT,
@@ -94,6 +89,35 @@ def _one(job: Job, arguments: Sequence[str]) -> Result:
     result = read(job.name, files["xml"], time.monotonic() - began, trouble)
     _say(job, f"{result.tests} tests, {len(result.failed)} failed; all of it is in {files['log']}")
     return result
+
+
+@cache
+def _files(marker: str) -> tuple[str, ...]:
+    """The files that have such tests; pytest, asked for their names, compiles them too."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "tests/live",
+        "tests/kernel",
+        "--collect-only",
+        "-q",
+        "-m",
+        marker,
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    said = subprocess.run(
+        command, cwd=HERE, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    return tuple(sorted({line.partition("::")[0] for line in said.splitlines() if "::" in line}))
+
+
+def _compile(job: Job) -> None:
+    """Have LLVM do here what takes minutes in there; what fails here is tried there again."""
+    command = [sys.executable, "-m", "tests.vm.programs", job.kernel.name, job.marker]
+    environment = {**os.environ, "CACHE_DIRECTORY": str(KEPT)}
+    if subprocess.run(command, cwd=HERE, env=environment, check=False).returncode:
+        _say(job, "its programs could not be compiled here")
 
 
 def _say(job: Job, what: str) -> None:
