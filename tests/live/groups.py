@@ -112,7 +112,7 @@ class Beside:
         assert manifest
         folder = generation(self.live.pins, manifest.generation)
         pin = bpf.get(folder / "map_settings")
-        bpf.update(pin, bytes(4), settings(load(flags, environ={}), EVENTS))
+        bpf.update(pin, bytes(4), settings(load(flags, environ={}), self.live.kinds))
         os.close(pin)
         self.live.books()["ask"] = 0
 

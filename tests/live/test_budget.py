@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ RING = 256 << 10
 FLOOD = 300
 """… and programs there that make five and more each."""
 BURST, BURSTS = 25, 10
+CONNECT = "! 2>/dev/null : </dev/tcp/127.0.0.1/1"
 FEW = 6
 """Programs on each CPU that are not the flood's."""
 
@@ -39,7 +41,7 @@ class Flooded:
 def beside(request: pytest.FixtureRequest, make_live: Callable[..., Live], acts: bytes) -> Iterator[Beside]:
     uids = ",".join(map(str, UIDS))
     live = make_live(ring__size=str(RING), kernel__uids=uids, environment__enabled="false")
-    live.start(events=",".join(EVENTS))
+    live.start(events=",".join((*EVENTS, "connect")))
     yield Beside(live, acts, request.param)
     assert live.stop() == 0, live.said()
     assert live.ledger()["balanced"], live.ledger()
@@ -54,7 +56,9 @@ def flooded(beside: Beside) -> Flooded:
         few = beside.storm(FEW)
         executed += few.executed()
         few.end()
-    return Flooded(beside, quiet(beside.live), flood, few, executed)
+        connecting = subprocess.run(["/bin/bash", "-c", CONNECT], user=UIDS[-1], check=False, env={})
+        assert connecting.returncode == 0
+    return Flooded(beside, quiet(beside.live), flood, few, executed + 1)
 
 
 def test_the_others_come_whole(flooded: Flooded) -> None:
@@ -82,6 +86,13 @@ def test_what_is_refused_is_booked(flooded: Flooded) -> None:
         ring = ledger["rings"][str(number)]
         assert ring["chunks_read"] + ring["gaps"] == ring["chunks_attempted"]
         assert ring["gaps"] == ring["drops"]
+
+
+def test_other_kinds_find_no_space_in_what_is_kept(flooded: Flooded) -> None:
+    """The connection is lost, and has a gap; the program that tried it came."""
+    assert by_reason(flooded.ledger, "losses", "connect").keys() == {"full"}
+    execs = [r for r in flooded.beside.live.log.read() if r["kind"] == "exec"]
+    assert len([r for r in execs if r["process"]["uid"] == UIDS[-1]]) == 1
 
 
 def test_who_was_refused_runs_something_that_nobody_heard_of(flooded: Flooded) -> None:
