@@ -61,8 +61,8 @@ def alone(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):  # something is in it
-                folder.rmdir()
+            with contextlib.suppress(OSError):  # something is in it, or bpffs is root's alone
+                folder.resolve().rmdir()
     finally:
         os.close(lock)
 

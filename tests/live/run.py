@@ -107,7 +107,7 @@ class Live:
         """Run a promissory command to its end."""
         return subprocess.run(
             [*COMMAND, *arguments],
-            env=self._environment(),
+            env=self.environment(),
             capture_output=True,
             text=True,
             check=False,
@@ -131,7 +131,7 @@ class Live:
         with self._output.open("ab") as output:
             self.process = subprocess.Popen(
                 [*COMMAND, "run", "--state", str(self.state), "--events", events, "--quiet", *flags],
-                env=self._environment(),
+                env=self.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -222,7 +222,8 @@ class Live:
         (record,) = self.execs_of(act)
         return record
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """Of commands over this state folder."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PROMISSORY_")}
         return {**kept, "PROMISSORY_PINS": str(self.pins), **self.settings}
 
