@@ -13,13 +13,26 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 
-from tests.bench import drain, idle, latency, memory, overhead, perf, produce, slowdown, spread, sustain
+from tests.bench import (
+    drain,
+    idle,
+    latency,
+    memory,
+    outbox,
+    overhead,
+    perf,
+    produce,
+    slowdown,
+    spread,
+    sustain,
+)
 from tests.bench.result import Figure, Part, machine, write
 
 MODULES = {
     "drain": drain.measure,
     "sustain": sustain.measure,
     "produce": produce.measure,
+    "outbox": outbox.measure,
     "idle": idle.measure,
     "slowdown": slowdown.measure,
     "overhead": overhead.measure,
