@@ -22,7 +22,7 @@ Mark = tuple[str, int]
 
 
 class Storms:
-    """`with Storms(acts) as storms:` execs go on, on every CPU, until the end; `executed` has them all then."""
+    """`with Storms(acts) as storms:` execs go on, on every CPU, until the end; then `executed` has all."""
 
     def __init__(self, acts: bytes, pause: int = 2000, each: int = EACH, cpus: Iterable[int] = ()) -> None:
         """`pause`: microseconds between two execs on one CPU."""
