@@ -28,6 +28,7 @@ __all__ = [
     "HEARTBEAT",
     "LOSS",
     "NOTICES",
+    "TYPES",
     "Heartbeat",
     "Loss",
     "Seam",

@@ -16,8 +16,9 @@ import trio
 from pipeline.app import Tap
 from pipeline.chunk import PAYLOAD, ring_of, sequence_of
 from pipeline.columns import Columns
-from pipeline.event import Batch, Encoded, Pass, Passage
+from pipeline.event import Batch, Beat, Encoded, Pass, Passage
 from pipeline.ledger import zeros
+from pipeline.notices import NOTICES
 from pipeline.redact import Redaction
 from pipeline.schema import by_name
 from pipeline.stages.assemble import Assemble
@@ -26,6 +27,7 @@ from pipeline.stages.enrich import Enrich
 from pipeline.stages.filter import Filter, Judge
 from pipeline.stages.merge import Merge, Merged
 from pipeline.stages.stage import Countable, Link, Stage, run
+from pipeline.stages.tell import Look, Tell
 from tests.batches import HOST, FixedAnswers
 from tests.chunks import RingLog, data_of, look
 
@@ -39,6 +41,7 @@ STAGES: dict[str, Callable[[], Stage[Any, Any]]] = {
     "enrich": lambda: Enrich(FixedAnswers()),
     "filter": lambda: Filter(Judge("kind <> 'fork'", lambda said: None), Columns(HOST, SURFACES, REDACTION)),
     "encode": lambda: Encode(HOST, SURFACES, REDACTION),
+    "tell": lambda: Tell(HOST, lambda until: Look(until, {}, (), {}), {}, 0),
     "shown": lambda: Tap("shown", lambda batch: None),
 }
 every_stage = pytest.mark.parametrize("name", STAGES)
@@ -48,7 +51,7 @@ def passes() -> list[Pass]:
     """Looks at two rings: events of all sizes, a head that makes no sense, a part that never comes."""
     rings = [RingLog(0), RingLog(1)]
     cursors: dict[int, int] = {}
-    found = [Pass((), 500, 0)]
+    found = [Pass((), 500, 0, Beat(500))]
     now = 1_000
     for step in range(12):
         for i, (kind, size) in enumerate(
@@ -61,7 +64,7 @@ def passes() -> list[Pass]:
             rings[0].event(by_name()["exec"].number, bytes(3 * PAYLOAD), time=now)
             del rings[0].chunks[-2]
             now += 700
-        found += [look(rings, cursors, now - 1_000), Pass((), now, 0)]
+        found += [look(rings, cursors, now - 1_000), Pass((), now, 0, Beat(now) if step % 4 == 0 else None)]
     # Chunks that make no event leave a batch without any.
     rings[1].event(by_name()["exit"].number, time=now)
     rings[1].chunks[-1]["size"] = 5_000
@@ -108,7 +111,8 @@ def events(things: Sequence[Any]) -> list[tuple[int, int]]:
     elif things and isinstance(things[0], Batch):
         ids = np.concatenate([thing.heads["id"] for thing in things])
     else:
-        values = (value for thing in things for records in thing.records.values() for value in records.values)
+        families = (item for thing in things for item in thing.records.items())
+        values = (v for family, records in families if family not in NOTICES for v in records.values)
         return [(record["ring"], record["sequence"]) for record in map(ormsgpack.unpackb, values)]
     return list(zip(ring_of(ids).tolist(), sequence_of(ids).tolist(), strict=True))
 
