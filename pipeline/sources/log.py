@@ -10,7 +10,7 @@ from typing import Final
 import trio
 
 from pipeline.sources.source import Picked, Record, Window
-from pipeline.store import LOG, Row, Store
+from pipeline.store import LOG, Row, Store, StoreError
 
 __all__ = ["LogSource"]
 
@@ -30,17 +30,20 @@ class LogSource:
         store = await trio.to_thread.run_sync(lambda: Store(self._path, make=False))
         try:
             end, after = store.last(), _start(store, window)
-            picked = Picked(window)
+            picked, damaged = Picked(window), 0
             while True:
                 rows = await trio.to_thread.run_sync(store.rows, after)
                 for row in rows:
                     if row.id <= end or window.follow:
                         after = row.id
-                        if records := picked.take(_records(row)):
+                        damaged += 0 if row.whole else row.records
+                        if row.whole and (records := picked.take(_records(row))):
                             yield records
                 if not rows or rows[-1].id >= end:
                     yield picked.newest()
                     if not window.follow:
+                        if damaged:
+                            raise StoreError(f"{self._path}: {damaged} damaged records were left out")
                         return
                 if not rows:
                     await trio.sleep(NAP)

@@ -85,6 +85,22 @@ async def test_an_event_that_is_stored_twice_is_read_once(folder: Path) -> None:
     assert await read(folder, Window()) == [*range(50), 49, 50]
 
 
+async def test_what_is_damaged_is_left_out_and_that_is_said(folder: Path) -> None:
+    damage(folder / LOG, msgpack.packb(record(17)))
+    found: list[int] = []
+    with pytest.raises(StoreError, match="5 damaged records were left out"):
+        async with LogSource(folder).batches(Window()) as batches:
+            async for records in batches:
+                found += [r.fields["sequence"] for r in records]
+    assert found == [*range(15), *range(20, 50)]
+
+
+def damage(path: Path, value: bytes) -> None:
+    data = path.read_bytes()
+    assert data.count(value) == 1
+    path.write_bytes(data.replace(value, value[:-1] + bytes([value[-1] ^ 1])))
+
+
 async def test_a_folder_without_a_log(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="holds no log"):
         await read(tmp_path, Window())
