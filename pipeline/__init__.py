@@ -6,6 +6,6 @@ __all__ = ["__version__"]
 
 __version__ = "0.1.0"
 
-# No threads for linear algebra, of which there is none: one that starts with numpy would keep its capability
-# bounding set (privilege.py).
+# No threads for linear algebra, of which there is none: such a thread would keep its capabilities' bounding
+# set (privilege.py).
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -1,9 +1,9 @@
 """What the pipeline may do once everything is open: as good as nothing.
 
-    own       before the attach: the folders that it writes to are its user's
-    confine   before any thread starts: whatever is executed gains nothing
-    give      pins and files that root made become its user's
-    drop      its user, no capability, a filter of system calls, for all threads: there is no way back
+    own            before the attach: the folders that it writes to are its user's
+    give           pins and files that root made become its user's
+    reach          what lies where the user cannot get stays open (keep_modules: of our own code too)
+    drop           its user, no capability, a filter of system calls: there is no way back
 
 session.py calls these in this order; docs/security.md says what is kept and why.
 """
@@ -14,18 +14,20 @@ import errno
 import os
 import pwd
 import stat
-from collections.abc import Collection, Iterable, Iterator
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pipeline.errors import UserError
 
-__all__ = ["User", "confine", "drop", "find", "give", "own", "reach"]
+__all__ = ["User", "drop", "find", "give", "keep_modules", "own", "reach"]
 
 OURS: Final = ("log.db", "outbox.db", "ledger.json", "attached.json")
 """A folder of root's with one of these is a state folder of an older version."""
 CLONE_THREAD: Final = 0x00010000
+SEEN: Final = os.R_OK | os.X_OK
 WORD: Final = 0xFFFFFFFF
 BPF: Final = (1, 2, 3, 4, 7, 15)
 """Commands of bpf() that are left: look up, update, delete, next key, open a pin, information."""
@@ -82,7 +84,7 @@ def own(folder: Path, user: User) -> None:
             f"give this one: chown -R {user.name} {folder}"
         )
     with _as(user):
-        reached = os.access(folder, os.R_OK | os.W_OK | os.X_OK, effective_ids=True)
+        reached = os.access(folder, SEEN | os.W_OK, effective_ids=True)
     if not reached:
         raise UserError(
             f"{folder} cannot be entered by {user.name}, as whom the pipeline runs; name a folder with "
@@ -137,27 +139,45 @@ def reach(folder: Path) -> Path:
     return Path(f"/proc/self/fd/{os.open(folder, os.O_PATH | os.O_DIRECTORY)}")
 
 
-def confine() -> None:
-    """Empty the bounding set, which each thread has for itself: so before any other starts."""
-    capng = _library("capng")
-    capng.capng_get_caps_process()
-    capng.capng_clear(capng.CAPNG_SELECT_BOUNDS)
-    if capng.capng_apply(capng.CAPNG_SELECT_BOUNDS):
-        raise UserError("the capability bounding set cannot be emptied: CAP_SETPCAP is missing")
+def keep_modules(user: User) -> None:
+    """Let modules be imported later from where the user cannot get: a tree in root's home, for example."""
+    packages = {name: module.__path__ for name, module in sys.modules.items() if hasattr(module, "__path__")}
+    outermost = [folder for name, folders in packages.items() if "." not in name for folder in folders]
+    with _as(user):
+        closed = {
+            folder for folder in (*outermost, *sys.path) if not os.access(folder, SEEN, effective_ids=True)
+        }
+    # The innermost first: one that is closed itself opens nothing.
+    nearest = sorted(filter(os.path.isdir, closed), key=len, reverse=True)
+    instead = {folder: str(reach(Path(folder))) for folder in nearest}
+    for folders in (sys.path, *packages.values()):
+        if isinstance(folders, list):
+            folders[:] = (_through(folder, instead) for folder in folders)
+
+
+def _through(folder: str, instead: Mapping[str, str]) -> str:
+    """A folder by its descriptor, or by that of one above it, if one has any."""
+    for above, reached in instead.items():
+        if folder == above or folder.startswith(f"{above}/"):
+            return reached + folder[len(above) :]
+    return folder
 
 
 def drop(user: User, *, keep: Iterable[str] = (), commands: Collection[int] = BPF) -> None:
-    """Become the user, for good. All threads do: the C library tells them of the user, the kernel takes their
-    capabilities with it, and the filter is theirs too. `keep`: capabilities that stay, to this thread alone;
-    `commands`: those of bpf() that stay.
+    """Become the user, for good. `keep`: capabilities that stay; `commands`: those of bpf() that stay.
+
+    Before any other thread starts: each has a bounding set of its own, and inherits what its maker has.
     """
     capng = _library("capng")
-    capng.capng_clear(capng.CAPNG_SELECT_BOTH)
+    capng.capng_clear(capng.CAPNG_SELECT_ALL)
     for name in keep:
         kept = capng.CAPNG_EFFECTIVE | capng.CAPNG_PERMITTED
         capng.capng_update(capng.CAPNG_ADD, kept, capng.capng_name_to_capability(name))
-    if capng.capng_change_id(user.uid, user.gid, capng.CAPNG_DROP_SUPP_GRP | capng.CAPNG_CLEAR_AMBIENT):
-        raise UserError(f"this process cannot become {user.name}: CAP_SETUID or CAP_SETGID is missing")
+    how = capng.CAPNG_DROP_SUPP_GRP | capng.CAPNG_CLEAR_BOUNDING | capng.CAPNG_CLEAR_AMBIENT
+    if capng.capng_change_id(user.uid, user.gid, how):
+        raise UserError(
+            f"this process cannot become {user.name}: CAP_SETUID, CAP_SETGID or CAP_SETPCAP is missing"
+        )
     _filter(commands).load()
 
 
@@ -166,7 +186,6 @@ def _filter(commands: Collection[int]) -> Any:
     seccomp = _library("seccomp")
     deny, equal, above = seccomp.ERRNO(errno.EPERM), seccomp.MASKED_EQ, seccomp.GE
     made = seccomp.SyscallFilter(seccomp.ALLOW)
-    made.set_attr(seccomp.Attr.CTL_TSYNC, 1)
     for names in DENIED.values():
         for name in names.split():
             made.add_rule(deny, name)

@@ -51,15 +51,15 @@ async def run(config: Config, *, say: Say) -> int:
         for text in absent(manifest):
             say(text)
         try:
-            opened = Attachment(manifest)
-            opened.know(ourselves())
-            feeds = stack.enter_context(closing(Feeds(config, opened, user)))
-            privilege.confine()
             privilege.give(user, config.pins, folders)
             config = config.model_copy(update={"pins": privilege.reach(config.pins)})
             manifest = replace(manifest, pins=str(config.pins))
-            judge = Judge(config.filter, say) if config.filter else None
+            opened = Attachment(manifest)
+            opened.know(ourselves())
+            feeds = stack.enter_context(closing(Feeds(config, opened, user)))
+            privilege.keep_modules(user)
             privilege.drop(user)
+            judge = Judge(config.filter, say) if config.filter else None
             pipeline = Pipeline(config, target, opened, feeds.all, judge, say)
             await pipeline.open()
         except BaseException:

@@ -65,8 +65,6 @@ def wait() -> threading.Event:
 def main(name: str, uid: str, gid: str, folder: str, pin: str) -> None:
     ring = bpf.create_ring(os.sysconf("SC_PAGE_SIZE"), "before")
     os.chown(pin, int(uid), int(gid))
-    privilege.confine()
-    wait()
     privilege.drop(privilege.User(name, int(uid), int(gid)))
     wait()
     allowed = {

@@ -1,4 +1,4 @@
-"""Secrets out of files; TLS and SCRAM with a real broker: one clear line for each trouble, no secret in it."""
+"""Secrets out of files; TLS and SCRAM with a real broker: one clear line for a trouble, no secret in it."""
 
 from __future__ import annotations
 

@@ -123,7 +123,8 @@ def _loader(what: str, config: Config, pipeline: Identity | None, known: Iterabl
         log = config.state / "loader.log"
         with log.open("a") as file:
             file.write(done.stderr)
-        raise UserError(said[-1] if said else f"the loader ended with {done.returncode}; see {log}")
+        text = said[-1] if said else f"the loader ended with {done.returncode}; see {log}"
+        raise UserError(text, status=2 if done.returncode == 2 else 1)
     return done.stdout
 
 

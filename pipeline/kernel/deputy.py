@@ -93,7 +93,6 @@ def main(arguments: list[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     file, name, uid, gid = arguments
-    privilege.confine()
     privilege.drop(User(name, int(uid), int(gid)), keep=KEPT, commands=COMMANDS)
     with socket.socket(fileno=int(file)) as connection:
         while question := connection.recv(LARGEST):

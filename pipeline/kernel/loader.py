@@ -22,6 +22,7 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.expression import Expression
 from pipeline.kernel import bpf, likeness, pins, proc
 from pipeline.kernel.attempt import Attempt
 from pipeline.kernel.chooser import Chooser
@@ -200,6 +201,8 @@ def main() -> int:
     try:
         config = Config.model_validate(request["config"])
         pipeline = Identity(**request["pipeline"]) if request.get("pipeline") else None
+        if config.filter:  # the pipeline can look at it only later: Polars starts threads (privilege.py)
+            Expression(config.filter)
         loader = Loader(config)
         if sys.argv[1] == "attach":
             print(json.dumps({"id": loader.attach(pipeline).id}))
@@ -209,7 +212,7 @@ def main() -> int:
             print(json.dumps([asdict(hook) for hook in hooks]))
     except UserError as error:
         print(error, file=sys.stderr)
-        return 1
+        return error.status
     except OSError as error:
         print(f"the kernel refused {error.filename or 'it'}: {error.strerror}", file=sys.stderr)
         return 1

@@ -1,0 +1,134 @@
+"""A live pipeline has no privileges, and does its work all the same: from a tree and a bpffs that are root's
+alone, to a broker that wants TLS and SCRAM.
+"""
+
+from __future__ import annotations
+
+import pwd
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from config.kafka.broker import HOME
+from pipeline.kafka import present
+from pipeline.place import Kafka
+from tests.live import run
+from tests.live.conftest import NUMBERS
+from tests.live.run import PATIENCE, Live, eventually
+from tests.live.witness import execute
+from tests.secure import PASSWORD, Secure, secure
+from tests.test_privilege import UNPRIVILEGED, unprivileged
+
+pytestmark = pytest.mark.kernel
+HOUSE = HOME.parent
+SYS_ADMIN, AUDIT_CONTROL = 1 << 21, 1 << 30
+
+
+def statuses(pid: int) -> dict[str, dict[str, str]]:
+    """/proc/PID/status of every thread: by its name and number."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        lines = (task / "status").read_text().splitlines()
+        status = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        found[f"{status['Name']} {task.name}"] = status
+    return found
+
+
+def check_user(status: dict[str, str]) -> None:
+    user = pwd.getpwnam("promissory")
+    assert set(status["Uid"].split()) == {str(user.pw_uid)}
+    assert set(status["Gid"].split()) == {str(user.pw_gid)}
+    assert status["Groups"] == ""
+
+
+@pytest.mark.vm
+def test_every_thread_is_without_privileges(live: Live) -> None:
+    assert live.process
+    for status in statuses(live.process.pid).values():
+        assert unprivileged(status) == UNPRIVILEGED
+        check_user(status)
+    assert live.pins.stat().st_mode & 0o777 == 0o700
+    user = pwd.getpwnam("promissory").pw_uid
+    for path in (live.pins, *live.pins.rglob("*"), live.state, *live.state.iterdir()):
+        assert path.lstat().st_uid == user, path
+
+
+@pytest.mark.vm
+def test_its_deputy_has_two_capabilities_and_no_more(live: Live) -> None:
+    assert live.process
+    children = Path(f"/proc/{live.process.pid}/task/{live.process.pid}/children").read_text().split()
+    if not children:
+        pytest.skip("NOT TESTED: no source here needs a deputy")
+    (deputy,) = children
+    (status,) = statuses(int(deputy)).values()
+    kept = dict.fromkeys(("CapPrm", "CapEff"), SYS_ADMIN | AUDIT_CONTROL)
+    assert unprivileged(status) == {**UNPRIVILEGED, **kept}
+    check_user(status)
+
+
+@pytest.fixture
+def closed(ground: Path) -> Iterator[Path]:
+    """A folder for root alone, with our tree, the interpreter's environment, and a bpffs in it."""
+    folder = ground / "closed"
+    with ExitStack() as stack:
+        for name, mount in (
+            ("house", ["--bind", str(HOUSE)]),
+            ("environment", ["--bind", sys.prefix]),
+            ("bpf", ["-t", "bpf", "-o", "mode=0700", "bpf"]),
+        ):
+            (folder / name).mkdir(parents=True)
+            subprocess.run(["mount", *mount, str(folder / name)], check=True)
+            stack.callback(subprocess.run, ["umount", "-l", str(folder / name)], check=True)
+        folder.chmod(0o700)
+        yield folder
+
+
+@pytest.fixture
+def guarded(ground: Path) -> Iterator[Secure]:
+    """The broker; nobody but root can read its certificates and keys."""
+    folder = ground / "secure"
+    folder.mkdir(mode=0o700)
+    with secure(folder) as broker:
+        yield broker
+
+
+@pytest.mark.kafka
+def test_it_does_its_work_where_only_root_can_look(
+    ground: Path, closed: Path, guarded: Secure, acts: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The password is not the broker's at first: events wait until it is, and nobody ever sees it."""
+    monkeypatch.setattr(run, "COMMAND", (str(closed / "environment/bin/python"), "-m", "pipeline.cli"))
+    monkeypatch.chdir(closed / "house")
+    guarded.let_in("an0ther")
+    login = guarded.login()
+    (closed / "password").write_text(login.pop("sasl.password"))
+    login["sasl.password.file"] = str(closed / "password")
+    settings = {f"PROMISSORY_KAFKA__{name.upper().replace('.', '_')}": v for name, v in login.items()}
+    settings["PROMISSORY_TOPIC__PARTITIONS"] = "1"
+    live = Live(ground / f"state-{next(NUMBERS)}", closed / "bpf" / "promissory", settings)
+    try:
+        live.start("--to", f"kafka://{guarded.address()}/live", "--filter", "pid > 1", events="exec,exit")
+        assert live.process
+        threads = statuses(live.process.pid)
+        assert {"polars", "rdk:"} <= {name[:6] for name in threads} | {name[:4] for name in threads}
+        for status in threads.values():
+            assert unprivileged(status) == UNPRIVILEGED
+        execute(acts, [b"acts", b"one"])
+        eventually(lambda: live.ledger()["in_outbox"] > 0, "the outbox to take what the broker does not")
+        command = Path(f"/proc/{live.process.pid}/cmdline").read_bytes()
+        guarded.let_in(PASSWORD)
+        eventually(lambda: live.ledger()["acknowledged"] > 0, "the broker to take it", 3 * PATIENCE)
+        eventually(lambda: live.ledger()["in_outbox"] == 0, "the outbox to be empty")
+        assert live.stop() == 0, live.said()
+        assert live.ledger()["balanced"]
+        assert list(live.pins.rglob("*")) == [], "nothing is attached any more"
+    finally:
+        live.clean()
+    assert "the broker refuses the credentials; check `kafka.sasl.*`; events go to the outbox" in live.said()
+    written = [path.read_bytes() for path in live.state.iterdir() if path.is_file()]
+    assert all(PASSWORD.encode() not in text for text in (command, live.said().encode(), *written))
+    assert "live.process" in present(Kafka(guarded.address(), "live"), guarded.login())[1]
