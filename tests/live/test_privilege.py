@@ -111,7 +111,8 @@ def test_it_does_its_work_where_only_root_can_look(
     settings["PROMISSORY_TOPIC__PARTITIONS"] = "1"
     live = Live(ground / f"state-{next(NUMBERS)}", closed / "bpf" / "promissory", settings)
     try:
-        live.start("--to", f"kafka://{guarded.address()}/live", "--filter", "pid > 1", events="exec,exit")
+        ours = ("--filter", f"executable = '{acts.decode()}'")
+        live.start("--to", f"kafka://{guarded.address()}/live", *ours, events="exec")
         assert live.process
         threads = statuses(live.process.pid)
         assert {"polars", "rdk:"} <= {name[:6] for name in threads} | {name[:4] for name in threads}
