@@ -118,9 +118,17 @@ def test_attach_then_run_then_detach(make_live: Callable[..., Live], acts: bytes
     between = live.ledger()
     assert between["balanced"]
     assert between["in_flight"] > count_after
-    live.start(events="exec,fork,exit")
+    live.start(events="exec,exit")
+    assert "handed over" in live.said(), "this run asks for other events"
+    assert list(live.kinds) == ["exec", "exit"]
     eventually(lambda: len(marked(live.log.read(), "after")) == count_after, "what came in between")
     assert live.stop() == 0
+    forks = [record for record in live.log.read() if record["kind"] == "fork"]
+    ledger = live.ledger()
+    assert ledger["balanced"]
+    assert len(forks) == ledger["events"]["fork"]["acknowledged"], "those from before the hand-over too"
+    assert {record["surface"] for record in forks} == {"tracepoint"}
+    assert ledger["lost"] == 0
 
     assert live.command("detach", "--state", str(live.state)).stdout == "detached\n"
     assert not live.pins.exists()
