@@ -46,6 +46,8 @@ SETTLING: Final = (
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
 )
+SILENCE: Final = (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN)
+"""Errors of librdkafka's own: nobody answered."""
 KEPT: Final = (
     "acks",
     "request.required.acks",
@@ -236,7 +238,7 @@ def ensure(place: Kafka, properties: Mapping[str, Any], *, partitions: int, larg
         except KafkaException as exception:
             if exception.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise _no_topic(place, name, partitions, config, exception.args[0]) from None
-    limits = _limits(client, topics.values())
+    limits = _limits(client, topics.values(), place)
     return {family: limits[name] for family, name in topics.items()}
 
 
@@ -263,7 +265,7 @@ def _ends(
 def _no_topic(
     place: Kafka, name: str, partitions: int, config: Mapping[str, str], error: KafkaError
 ) -> Exception:
-    if error.retriable():
+    if _is_away(error):
         return AwayError(explain(error, place.address))
     setting = ",".join(f"{key}={value}" for key, value in config.items())
     return BrokerError(
@@ -273,13 +275,21 @@ def _no_topic(
     )
 
 
-def _limits(client: AdminClient, topics: Iterable[str]) -> dict[str, int]:
-    """Topic → the largest batch it takes, in bytes."""
+def _is_away(error: KafkaError) -> bool:
+    """Whether nobody answered, or not yet."""
+    return error.retriable() or error.code() in SILENCE
+
+
+def _limits(client: AdminClient, topics: Iterable[str], place: Kafka) -> dict[str, int]:
+    """Topic → the largest batch it takes, in bytes. Raises AwayError."""
     limits = {}
     for name in topics:
         try:
             limits[name] = patiently(_limit, client, name)
-        except KafkaException:  # we may write to it and not look at it
+        except KafkaException as exception:
+            if _is_away(exception.args[0]):  # a guess would cut records that the topic takes
+                raise AwayError(explain(exception.args[0], place.address)) from None
+            # We may write to it and not look at it.
             limits[name] = USUAL_LIMIT
     return limits
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from config.kafka.broker import choose_port
@@ -131,3 +134,26 @@ def test_where_we_may_not_make_a_topic_the_command_is_shown(strict: Kafka) -> No
         BrokerError, match=r"run: kafka-topics\.sh .* --topic guarded\.process --partitions 7"
     ):
         ensure(strict, login("right"), partitions=7, largest=1 << 20)
+
+
+@pytest.mark.parametrize("silent", ["create_topics", "describe_configs"])
+def test_a_broker_that_falls_silent_over_its_topics_is_away(
+    monkeypatch: pytest.MonkeyPatch, silent: str
+) -> None:
+    """A guess at a topic's limit would cut records that it takes."""
+
+    class Client:
+        def __getattr__(self, name: str) -> Callable[[list[Any]], dict[str, Future[None]]]:
+            return lambda asked: {str(each): self.answer(name) for each in asked}
+
+        def answer(self, name: str) -> Future[None]:
+            future: Future[None] = Future()
+            if name == silent:
+                future.set_exception(KafkaException(KafkaError(KafkaError._TIMED_OUT)))
+            else:
+                future.set_result(None)
+            return future
+
+    monkeypatch.setattr("pipeline.kafka._ask", lambda *_: (Client(), SimpleNamespace(topics={})))
+    with pytest.raises(AwayError, match=r"[Tt]imed out"):
+        ensure(NOWHERE, {}, partitions=1, largest=1 << 20)
