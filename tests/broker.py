@@ -16,8 +16,9 @@ class Broker(broker.Broker):
     In between: `address`, and stop, kill, pause, resume, start again on the same data and port.
     """
 
-    def __init__(self, properties: Mapping[str, str] | None = None) -> None:
-        super().__init__(Path(tempfile.mkdtemp(prefix="promissory-kafka-")), properties=properties)
+    def __init__(self, properties: Mapping[str, str] | None = None, cluster: str | None = None) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="promissory-kafka-"))
+        super().__init__(folder, properties=properties, cluster=cluster)
 
     def __enter__(self) -> "Broker":
         try:

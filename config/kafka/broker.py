@@ -169,6 +169,12 @@ def choose_port(wanted: int | None = None) -> int:
             return port
 
 
+def new_cluster() -> str:
+    """An id for a cluster."""
+    cluster = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+    return "A" + cluster[1:]  # Kafka's tools would take a leading dash for an option
+
+
 def last_error(text: str) -> str | None:
     """The line of a Java log that says most."""
     lines = [line for line in text.splitlines() if re.match(r"\S.*(ERROR|FATAL|Exception|Error:)", line)]
@@ -182,10 +188,16 @@ class Broker:
     """A broker whose data, ports, process id and logs are in one folder."""
 
     def __init__(
-        self, folder: Path, port: int | None = None, properties: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        port: int | None = None,
+        properties: Mapping[str, str] | None = None,
+        cluster: str | None = None,
     ) -> None:
+        """`cluster`: id of the one that it is part of, whose voters `properties` name; None: it is alone."""
         self.folder = folder.resolve()
         self.extra = dict(properties or {})
+        self.cluster = cluster
         self.wanted = port
         self.ports: tuple[int, int] | None = None
         self.child: subprocess.Popen[bytes] | None = None
@@ -292,11 +304,11 @@ class Broker:
 
     def _format(self, java: list[str]) -> None:
         """Make an empty store. The file `cluster` says that it is whole: without it, begin again."""
-        cluster = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
-        cluster = "A" + cluster[1:]  # Kafka's tools would take a leading dash for an option
+        cluster = self.cluster or new_cluster()
         shutil.rmtree(self.folder / "data", ignore_errors=True)
-        tool = [*java, "-XX:TieredStopAtLevel=1", "kafka.tools.StorageTool", "format", "--standalone"]
+        tool = [*java, "-XX:TieredStopAtLevel=1", "kafka.tools.StorageTool", "format"]
         tool += ["-t", cluster, "-c", str(self.settings)]
+        tool += [] if self.cluster else ["--standalone"]
         done = subprocess.run(tool, cwd=self.folder, capture_output=True, text=True, check=False)
         if done.returncode:
             why = last_error(done.stderr + done.stdout) or "it does not say why"
