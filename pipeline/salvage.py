@@ -69,7 +69,7 @@ def _look(name: str) -> _File:
 
 
 def renew(path: Path, old: sqlite3.Connection, amend: Callable[[sqlite3.Connection], T]) -> tuple[str, T]:
-    """Make a new file of what can be read by `old`, which is closed, and put it in its place.
+    """Make a new file of what can be read by `old`, and put it in its place.
 
     `amend` does the rest in the new one. Returns, for people, what became of the file; and what `amend` said.
     Raises BlockedError: all is as it was.
@@ -87,7 +87,6 @@ def renew(path: Path, old: sqlite3.Connection, amend: Callable[[sqlite3.Connecti
         aside = put_in_place(path)
     except OSError as error:
         raise BlockedError(str(error)) from error
-    old.close()
     kept = f"it is kept as {aside.name}, and" if aside.exists() else "and"
     return f"{kept} a new one is begun with {saved} batches, {missing} are lost", amended
 

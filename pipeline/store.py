@@ -229,8 +229,10 @@ class Store:
         `known` is what its user knows of this attachment: the events inside, and what became of others. What
         cannot be saved of those inside is lost, to be told, and returned. Raises BlockedError.
         """
-        said, missing = salvage.renew(self.path, self._db, lambda new: self._missing(new, known))
+        old = self._db
+        said, missing = salvage.renew(self.path, old, lambda new: self._missing(new, known))
         self._open()
+        old.close()
         gone = Outcome(zeros(), missing)
         self._warn(f"{why}: {said}" + (f", with {gone.events.sum()} events" if known else ""))
         return gone

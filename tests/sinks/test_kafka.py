@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -13,16 +14,23 @@ import msgpack
 import pytest
 import trio
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, TopicPartition
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+    ResourceType,
+)
 
-from pipeline.event import Encoded, Ints
+from pipeline.event import Encoded
 from pipeline.kafka import BrokerError
 from pipeline.ledger import Tally, add, zeros
 from pipeline.notices import topics
 from pipeline.place import Kafka
 from pipeline.sinks.checkpoint import BookKeeper, restore
 from pipeline.sinks.kafka import KafkaSink
-from pipeline.sinks.outbox import Outbox
+from pipeline.sinks.outbox import Full, Outbox
 from pipeline.stages.stage import Link
 from pipeline.store import Store
 from tests.broker import Broker
@@ -38,16 +46,18 @@ class Subject:
     path: Path
     place: Kafka
     options: dict[str, Any] = field(default_factory=dict)
+    full: Full = "block"
+    limit: int = 4 << 30
 
     def __post_init__(self) -> None:
         self.rings, self.area = Rings(), bytearray(8192)
         self.warnings: list[str] = []
         self.sent: list[Encoded] = []
         self.link: Link[Encoded] = Link("encoded")
-        self.store = Store(self.path / "outbox.db", "a")
+        self.store = Store(self.path / "outbox.db", "a", limit=self.limit, warn=self.warnings.append)
         books = restore(self.area, [self.store.books()])
         self.keeper = BookKeeper(books, self.area, move=self.rings.move, pressure=self.rings.pressure)
-        self.outbox = Outbox(self.store, self.keeper, self.warnings.append)
+        self.outbox = Outbox(self.store, self.keeper, self.warnings.append, self.full)
         self.sink = KafkaSink(self.place, self.outbox, self.keeper, self.warnings.append, **self.options)
 
     @asynccontextmanager
@@ -73,11 +83,7 @@ class Subject:
         """acknowledged + lost + in outbox + in flight = all that was sent, at any moment."""
         acknowledged = self.keeper.books.acknowledged + self.sink.settled().acknowledged
         terms = acknowledged + sum(self.lost().values(), zeros()) + self.sink.in_outbox()
-        assert (terms + self.sink.held() + self.link.held()).tolist() == self.all_sent().tolist()
-
-    def all_sent(self) -> Ints:
-        """Events per kind."""
-        return total(self.sent)
+        assert (terms + self.sink.held() + self.link.held()).tolist() == total(self.sent).tolist()
 
     def lost(self) -> Tally:
         """What was lost, directly or by way of the outbox (where a busy machine may send any batch)."""
@@ -97,12 +103,12 @@ async def until(condition: Callable[[], bool], seconds: float = 40) -> None:
     pytest.fail("what was waited for did not come")
 
 
-def stored(place: Kafka, family: str = "process") -> list[Message]:
+def stored(place: Kafka) -> list[Message]:
     """All records of a place, each partition's in its own order."""
     options = {"bootstrap.servers": place.address, "group.id": "t", "enable.partition.eof": True}
     consumer = Consumer(options | {"auto.offset.reset": "earliest", "log_level": 0})
     try:
-        topic = consumer.list_topics(place.topic(family), timeout=10).topics[place.topic(family)]
+        topic = consumer.list_topics(place.topic("process"), timeout=10).topics[place.topic("process")]
         consumer.assign([TopicPartition(topic.topic, n, OFFSET_BEGINNING) for n in topic.partitions])
         found, ends = [], 0
         while ends < len(topic.partitions):
@@ -207,6 +213,32 @@ async def test_the_next_run_delivers_what_the_last_one_kept(place: Kafka, tmp_pa
     check_stored(place, subject.sent)
 
 
+async def test_an_outage_with_an_outbox_that_is_full_and_removed(place: Kafka, tmp_path: Path) -> None:
+    """It drops its oldest, goes on when its folder is gone, and what it holds then is delivered."""
+    away = Kafka("127.0.0.1:1", place.prefix)
+    absent = Subject(tmp_path / "state", away, full="drop-oldest", limit=150_000)
+    async with absent.running():
+        await absent.send(stream(30, 50, padding=200))
+        await until(lambda: absent.keeper.books.number == 30)
+        shutil.rmtree(tmp_path / "state")
+        await absent.send(stream(2, 50, first=31, padding=200))
+        await until(lambda: absent.keeper.books.number == 32)
+        losses = [loss for _, loss in absent.store.losses().values()]
+    (key,) = absent.lost()
+    assert key == ("lost", "outbox", "dropped")
+    assert [w for w in absent.warnings if "was taken away" in w]
+    missing = int(absent.lost()[key].sum())
+    subject = Subject(tmp_path / "state", place)
+    subject.sent = list(absent.sent)
+    async with subject.running():
+        await until(lambda: subject.outbox.is_empty)
+    assert subject.acknowledged() == 1600 - missing
+    gone = subject.sent[: missing // 50]
+    covered = [id for loss in losses for a, b in loss.spans for id in range(a, b + 1)]
+    assert sorted(covered) == [id for batch in gone for a, b in batch.spans for id in range(a, b + 1)]
+    check_stored(place, subject.sent, missing=missing)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["pause", "kill"])
 async def test_a_broker_that_goes_and_comes_back(tmp_path: Path, way: str) -> None:
@@ -298,6 +330,21 @@ async def test_a_record_too_large_for_the_producer_is_lost_alone(place: Kafka, t
         await subject.send([encoded(1, records, {0: (20 * 256, 20)})])
     assert [int(n.sum()) for n in subject.lost().values()] == [1]
     check_stored(place, subject.sent, missing=1)
+
+
+async def test_partitions_that_are_added_under_way(place: Kafka, tmp_path: Path) -> None:
+    """Keys move to other partitions; nothing is lost or doubled."""
+    properties = {"topic.metadata.refresh.interval.ms": 200}
+    subject = Subject(tmp_path, place, {"partitions": 3, "properties": properties})
+    async with subject.running():
+        await subject.send(stream(5, 100))
+        client = AdminClient({"bootstrap.servers": place.address, "log_level": 0})
+        more = client.create_partitions([NewPartitions(place.topic("process"), 8)])
+        await trio.to_thread.run_sync(more[place.topic("process")].result)
+        while len({message.partition() for message in stored(place)}) <= 3:
+            await subject.send(stream(5, 100, first=len(subject.sent) + 1))
+            await until(lambda: subject.acknowledged() == len(subject.sent) * 100)
+    check_stored_unordered(place, subject.sent, missing=0)
 
 
 @pytest.mark.slow
