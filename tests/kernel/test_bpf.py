@@ -16,7 +16,7 @@ from tests.live.host import need_kernel
 
 pytestmark = pytest.mark.kernel
 
-HASH = 1
+HASH, NO_PREALLOC = 1, 1
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +118,31 @@ def test_a_frozen_map_is_written_no_more(array: int) -> None:
     with pytest.raises(PermissionError):
         bpf.update(array, bytes(4), b"otherwise".ljust(16))
     assert bpf.lookup(array, bytes(4), 16) == b"as it is".ljust(16)
+
+
+def test_a_map_like_another_is_of_its_shape_and_empty() -> None:
+    first = bpf.create_map(bpf.Shape(HASH, 8, 24, 16, NO_PREALLOC), "test_like")
+    bpf.update(first, bytes(8), b"a value".ljust(24))
+    second = bpf.create_like(first)
+    assert bpf.shape_of(second) == bpf.shape_of(first)
+    assert bpf.object_id(second) != bpf.object_id(first)
+    assert bpf.lookup(second, bytes(8), 24) is None
+    shown = subprocess.run(
+        ["bpftool", "-j", "map", "show", "id", str(bpf.object_id(second))], capture_output=True, check=True
+    )
+    assert json.loads(shown.stdout)["name"] == "test_like"
+    os.close(first)
+    os.close(second)
+
+
+def test_a_link_lives_as_long_as_somebody_has_it() -> None:
+    program = bpf.load_program(bpf.RAW_TRACEPOINT, bpf.NOTHING, "test_program")
+    link = bpf.attach_tracepoint(program, "sched_process_exit")
+    number = bpf.object_id(link)
+    assert bpf.link_lives(number)
+    os.close(link)
+    assert not bpf.link_lives(number)
+    os.close(program)
 
 
 def test_programs_and_tracepoints() -> None:
