@@ -23,7 +23,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from pipeline.event import Encoded
+from pipeline.event import Encoded, Ints
 from pipeline.kafka import BrokerError
 from pipeline.ledger import Tally, add, zeros
 from pipeline.notices import topics
@@ -83,7 +83,11 @@ class Subject:
         """acknowledged + lost + in outbox + in flight = all that was sent, at any moment."""
         acknowledged = self.keeper.books.acknowledged + self.sink.settled().acknowledged
         terms = acknowledged + sum(self.lost().values(), zeros()) + self.sink.in_outbox()
-        assert (terms + self.sink.held() + self.link.held()).tolist() == total(self.sent).tolist()
+        assert (terms + self.sink.held() + self.link.held()).tolist() == self.all_sent().tolist()
+
+    def all_sent(self) -> Ints:
+        """Events per kind."""
+        return total(self.sent)
 
     def lost(self) -> Tally:
         """What was lost, directly or by way of the outbox (where a busy machine may send any batch)."""
@@ -103,12 +107,12 @@ async def until(condition: Callable[[], bool], seconds: float = 40) -> None:
     pytest.fail("what was waited for did not come")
 
 
-def stored(place: Kafka) -> list[Message]:
+def stored(place: Kafka, family: str = "process") -> list[Message]:
     """All records of a place, each partition's in its own order."""
     options = {"bootstrap.servers": place.address, "group.id": "t", "enable.partition.eof": True}
     consumer = Consumer(options | {"auto.offset.reset": "earliest", "log_level": 0})
     try:
-        topic = consumer.list_topics(place.topic("process"), timeout=10).topics[place.topic("process")]
+        topic = consumer.list_topics(place.topic(family), timeout=10).topics[place.topic(family)]
         consumer.assign([TopicPartition(topic.topic, n, OFFSET_BEGINNING) for n in topic.partitions])
         found, ends = [], 0
         while ends < len(topic.partitions):
