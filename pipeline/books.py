@@ -24,6 +24,7 @@ from pipeline.kernel.attachment import Attachment
 from pipeline.kernel.manifest import Manifest
 from pipeline.kernel.ring import Ring
 from pipeline.ledger import Books, Statement, Tally, add, zeros
+from pipeline.privilege import no_link
 from pipeline.sinks.checkpoint import restore
 from pipeline.store import LOG, OUTBOX, Outcome, Store
 
@@ -135,7 +136,8 @@ def left_behind(manifest: Manifest) -> dict[str, Any]:
 def leave(state: Path, plain: Mapping[str, Any]) -> None:
     """Keep the last statement for later."""
     draft = state / f"{FILE}.new"
-    draft.write_text(json.dumps(plain))
+    with open(draft, "w", opener=no_link) as file:
+        json.dump(plain, file)
     draft.replace(state / FILE)
 
 

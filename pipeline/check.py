@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pipeline import place
+from pipeline import place, privilege
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.kafka import AwayError, BrokerError, present
@@ -58,7 +58,7 @@ class Finding:
 
 def look(config: Config) -> list[Finding]:
     """Everything that `run` with this configuration would need, in the order in which it would need it."""
-    findings = [root(), kernel(platform.release()), btf(), bcc(), bpffs(config.pins)]
+    findings = [root(), user(config.user), kernel(platform.release()), btf(), bcc(), bpffs(config.pins)]
     if can_run(findings):
         findings += surfaces(config)
     else:
@@ -87,6 +87,16 @@ def root() -> Finding:
     if os.geteuid() == 0:
         return Finding("root", "ok", "yes")
     return Finding("root", "fail", f"this is user {os.geteuid()}", "sudo promissory …")
+
+
+def user(name: str) -> Finding:
+    """As whom the pipeline runs, and what it takes to become that."""
+    try:
+        found = privilege.find(name)
+        privilege.libraries()
+    except UserError as error:
+        return Finding("user", "fail", str(error), "make setup")
+    return Finding("user", "ok", f"{found.name}, {found.uid}:{found.gid}")
 
 
 def kernel(release: str) -> Finding:

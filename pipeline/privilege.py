@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 
 from pipeline.errors import UserError
 
-__all__ = ["User", "drop", "find", "give", "keep_modules", "own", "reach"]
+__all__ = ["User", "drop", "find", "give", "keep_modules", "libraries", "no_link", "own", "reach"]
 
 OURS: Final = ("log.db", "outbox.db", "ledger.json", "attached.json")
 """A folder of root's with one of these is a state folder of an older version."""
@@ -132,6 +132,13 @@ def _give_file(path: Path, user: User) -> None:
         os.close(file)
 
 
+def no_link(path: str, flags: int) -> int:
+    """An `opener` for what root writes into a folder of the user's: never through a link, which could lead
+    to where the user cannot write.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
 def reach(folder: Path) -> Path:
     """A path to a folder that stays good when those above it may no longer be entered: bpffs is root's alone
     where systemd mounts it.
@@ -197,6 +204,12 @@ def _filter(commands: Collection[int]) -> Any:
         made.add_rule(deny, "bpf", seccomp.Arg(0, equal, WORD, command))
     made.add_rule(deny, "bpf", seccomp.Arg(0, above, most + 1))
     return made
+
+
+def libraries() -> None:
+    """Look whether Debian's bindings are here. UserError: they are not."""
+    _library("capng")
+    _library("seccomp")
 
 
 def _library(name: str) -> Any:

@@ -43,6 +43,7 @@ async def run(config: Config, *, say: Say) -> int:
     target = place.parse(config.to) if config.to else place.Folder(config.state)
     config = config.model_copy(update={"kafka": credentials.read(config.kafka)})
     user = privilege.find(config.user)
+    privilege.libraries()
     folders = {config.state, target.path} if isinstance(target, place.Folder) else {config.state}
     for each in folders:
         privilege.own(each, user)
@@ -170,7 +171,7 @@ def _alone(state: Path) -> Iterator[None]:
     os.umask(0o077)
     try:
         state.mkdir(parents=True, exist_ok=True)
-        file = (state / folder.LOCK).open("w")
+        file = os.fdopen(privilege.no_link(str(state / folder.LOCK), os.O_WRONLY | os.O_CREAT), "w")
     except OSError as error:
         raise UserError(
             f"{state}: {error.strerror}; name a folder that can be written with --state"

@@ -213,6 +213,14 @@ def test_findings_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="to become nobody takes root")
+def test_user() -> None:
+    found = check.user("nobody")
+    assert (found.status, found.answer) == ("ok", "nobody, 65534:65534")
+    missing = check.user("no-such-user")
+    assert missing.status == "fail"
+    assert "useradd --system no-such-user" in missing.answer
+
+
 def test_root() -> None:
     assert check.root().status == "ok"
     trial = "import os; os.setuid(65534); from pipeline.check import root; print(root().status)"

@@ -82,7 +82,7 @@ def test_default_file_shows_every_key_with_its_default() -> None:
         if not line.startswith("#") or re.match(r"# ([a-z_.]+ = |    |\])", line)
     )
     values = tomllib.loads(shown)
-    assert len(load({"kafka": values.pop("kafka")}, environ={}).kafka) == 3
+    assert len(load({"kafka": values.pop("kafka")}, environ={}).kafka) == 5
     values["ring"]["size"] = default_ring_size(1)
     assert Config.model_validate(values) == load({"ring": {"size": default_ring_size(1)}}, environ={})
     assert set(flat(values)) == {key for key in keys(Config) if key != "kafka"}

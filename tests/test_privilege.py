@@ -132,6 +132,17 @@ def test_files_of_root_are_given_links_are_not(ground: Path) -> None:
     assert given == {"pins", "inner", "pin", "lock"}
 
 
+def test_what_root_writes_goes_through_no_link(ground: Path) -> None:
+    (ground / "other").write_text("theirs")
+    (ground / "lock").symlink_to(ground / "other")
+    with pytest.raises(OSError, match="symbolic links"):
+        privilege.no_link(str(ground / "lock"), os.O_WRONLY)
+    with open(ground / "new", "w", opener=privilege.no_link) as file:
+        file.write("ours")
+    assert [(ground / name).read_text() for name in ("other", "new")] == ["theirs", "ours"]
+    assert (ground / "new").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_folder_is_reached_though_those_above_it_are_closed(ground: Path) -> None:
     privilege.own(ground / "pins", NOBODY)
     reached = privilege.reach(ground / "pins")

@@ -19,6 +19,7 @@ import typer
 
 from pipeline.cli.commands import app, state_folder
 from pipeline.errors import UserError
+from pipeline.privilege import no_link
 
 __all__ = ["main"]
 
@@ -97,7 +98,7 @@ def _fault(error: BaseException, first: BaseException) -> int:
 def _keep(log: Path, error: BaseException) -> bool:
     """Append a traceback to the log of errors, if its folder is there to be written to."""
     try:
-        with log.open("a", errors="backslashreplace") as file:
+        with open(log, "a", errors="backslashreplace", opener=no_link) as file:
             file.write(f"\n{datetime.now().isoformat(timespec='seconds')} {sys.argv[1:]}\n")
             traceback.print_exception(error, file=file)
     except OSError:

@@ -93,7 +93,7 @@ def need_root(what: str) -> None:
 def need_folder(folder: Path) -> None:
     """The state folder is made where it is missing."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -47,6 +47,7 @@ from pipeline.kernel.ring import Ring, RingMemory, resume
 from pipeline.kernel.surfaces import Surfaces
 from pipeline.kernel.who import Who
 from pipeline.ledger import Books, KernelBooks, RingBooks, Tally, zeros
+from pipeline.privilege import no_link
 from pipeline.schema import by_name
 
 __all__ = ["Attachment", "attach", "detach", "is_attached", "matrix", "ourselves", "probe"]
@@ -121,7 +122,7 @@ def _loader(what: str, config: Config, pipeline: Identity | None, known: Iterabl
     if done.returncode:
         said = done.stderr.strip().splitlines()
         log = config.state / "loader.log"
-        with log.open("a") as file:
+        with open(log, "a", opener=no_link) as file:
             file.write(done.stderr)
         text = said[-1] if said else f"the loader ended with {done.returncode}; see {log}"
         raise UserError(text, status=2 if done.returncode == 2 else 1)

@@ -20,6 +20,7 @@ from pipeline.errors import UserError
 from pipeline.kernel import bpf, btf, offsets, programs, source
 from pipeline.kernel.programs import Programs
 from pipeline.kernel.source import Choice
+from pipeline.privilege import no_link
 
 __all__ = ["HOOKS", "Compiled", "attach", "nothing", "refusal", "signature"]
 
@@ -244,7 +245,7 @@ def _quiet(log: Path) -> Iterator[None]:
     """LLVM and libbpf write to descriptor 2; that goes into the log."""
     sys.stderr.flush()
     keep = os.dup(2)
-    with log.open("ab") as file:
+    with open(log, "ab", opener=no_link) as file:
         os.dup2(file.fileno(), 2)
     try:
         yield

@@ -29,6 +29,7 @@ from pipeline.kernel.chooser import Chooser
 from pipeline.kernel.handover import HandOver, sweep
 from pipeline.kernel.layout import IDENTITY, OURS, TEST, Identity, start_ticks
 from pipeline.kernel.manifest import PROC_FILE, Hook, Manifest, boot_id
+from pipeline.privilege import no_link
 from pipeline.redact import Redaction
 from pipeline.schema import by_name
 from pipeline.values import EVERY
@@ -154,7 +155,7 @@ class Loader(Chooser):
         """The first look at /proc, into a file of chunks; returns how many events."""
         path = self.config.state / PROC_FILE
         if "process" not in kinds:
-            path.write_bytes(b"")
+            path.unlink(missing_ok=True)
             return 0
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         redaction = Redaction(
@@ -165,7 +166,7 @@ class Loader(Chooser):
         count, chunks = proc.look(
             attempt.compiled.map("identities"), now, now // 1000, self.config.caps.model_dump(), redaction
         )
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        with open(path, "wb", opener=no_link) as file:
             file.write(chunks)
         return count
 
