@@ -31,6 +31,7 @@ DEFAULT: Final = "process,exec,fork,exit"
 def live() -> Iterator[Live]:
     """A state folder with pins of its own; nothing of it is left."""
     with tempfile.TemporaryDirectory(prefix="promissory-bench-") as folder:
+        Path(folder).chmod(0o755)  # the pipeline's user has to get through
         name = Path(folder).name
         found = Live(Path(folder) / "state", Path("/sys/fs/bpf") / name)
         try:
