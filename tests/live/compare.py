@@ -6,7 +6,7 @@ no `same` had in its hands, the common block and promises included. So a kind ne
 gives it:
 
     same(record, {"local_address": "127.0.0.1", "local_port": port, "errno": 0, …})    its own fields
-    same(record, who())                                                                the common block
+    same(record, {**who(), **ran(live.log)})                                           the common block
 
 What is expected comes from the test's own system calls, /proc, ss, strace, bpftool: never from the pipeline.
 A field that the record's surface does not show (`without`) must be nil in it, whatever is expected. Where a
@@ -23,8 +23,9 @@ from typing import Any, Final, NoReturn
 import pytest
 
 from pipeline.schema import Schema, by_name
+from tests.live.run import Log
 
-__all__ = ["Within", "cannot", "missing", "same", "who"]
+__all__ = ["Within", "cannot", "missing", "ran", "same", "who"]
 
 COMPARED: Final[set[tuple[str, str]]] = set()
 """(kind, name of a field or promise) that had a comparison."""
@@ -74,8 +75,7 @@ def who(pid: int | str = "self", tid: int | None = None) -> dict[str, Any]:
     """What /proc says of a living process (or, with its `tid`, of one of its threads), as `same` expects the
     common block; plain numbers and texts, so that a child can write it down for the test.
 
-    `process.exec_id` and `process.parent.exec_id` only the pipeline knows: compare these with the ids of the
-    exec (or process) events.
+    `process.exec_id` and `process.parent.exec_id` only the pipeline knows: `ran` has them.
     """
     process = Path("/proc") / str(pid)
     status = _status(process)
@@ -94,6 +94,14 @@ def who(pid: int | str = "self", tid: int | None = None) -> dict[str, Any]:
     if parent:
         found |= {"process.parent.pid": parent, "process.parent.start": _start(Path("/proc") / str(parent))}
     return found
+
+
+def ran(log: Log, *, by_child: bool = False) -> dict[str, int]:
+    """What this process and its parent run, by the ids of the events that say so; or the same of a child of
+    this process.
+    """
+    ours, parents = (log.of(pid, "exec", "process")[-1]["id"] for pid in (os.getpid(), os.getppid()))
+    return {"process.exec_id": ours, "process.parent.exec_id": ours if by_child else parents}
 
 
 def cannot(kind: str, why: str) -> NoReturn:

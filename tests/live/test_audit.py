@@ -22,7 +22,7 @@ from pipeline.kernel import netlink
 from tests.absent import absent
 from tests.live.audit_rules import ARCH, FILTERKEY, KEY, PPID, X86_64, auditing, rule
 from tests.live.compare import Within, cannot, same, who
-from tests.live.run import Live, Record, eventually
+from tests.live.run import SLOWER, Live, Record, eventually
 from tests.live.witness import Act, as_record, execute, fork, spoken
 
 pytestmark = pytest.mark.kernel
@@ -145,7 +145,7 @@ def test_an_exec(live: Live, tmp_path: Path) -> None:
         str(file.st_ino),
         file.st_mode,
     )
-    assert record["time"] == pytest.approx(record["audit_time"], abs=5 * 10**8)
+    assert record["time"] == pytest.approx(record["audit_time"], abs=5 * 10**8 * SLOWER)
 
 
 @pytest.mark.parametrize(

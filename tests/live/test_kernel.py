@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pipeline.kernel import bpf, btf
-from tests.live.compare import cannot, same, who
+from tests.live.compare import cannot, ran, same, who
 from tests.live.run import Live, eventually
 
 pytestmark = [pytest.mark.kernel, pytest.mark.vm]
@@ -71,16 +71,16 @@ def symbols() -> list[tuple[int, str]]:
 def test_a_program_that_is_loaded_and_freed(live: Live) -> None:
     live.need("bpf_load", "bpf_unload")
     with loaded("witness") as (_, said):
-        record = live.only("bpf_load", program_id=said["id"])
+        live.only("bpf_load", program_id=said["id"])
     expected = {
         **as_shown(said),
         "program_type": bpf.RAW_TRACEPOINT,
         "attach_type": 0,
         "attach_to": None,
     }
-    same(record, expected)
-    same(record, who())
-    same(live.only("bpf_unload", program_id=said["id"]), expected)
+    for kind in ("bpf_load", "bpf_unload"):
+        record = live.only(kind, program_id=said["id"])
+        same(record, {**expected, **who(), **ran(live.log)})
 
 
 def test_a_program_that_is_gone_at_once(live: Live) -> None:
@@ -167,7 +167,7 @@ def test_a_symbol(live: Live) -> None:
                 "name": name,
             },
         )
-        same(record, who())
+        same(record, {**who(), **ran(live.log)})
 
 
 def test_the_kernels_own_code(live: Live) -> None:
@@ -195,7 +195,7 @@ def test_the_kernels_own_code(live: Live) -> None:
                 "new": new,
             },
         )
-        same(record, who())
+        same(record, {**who(), **ran(live.log)})
 
 
 def code(address: int, size: int) -> bytes:

@@ -77,7 +77,7 @@ def test_shared_memory(memory: Memory) -> None:
         return
     device, inode = done.facts["line"].split()[3:5]
     major, minor = (int(part, 16) for part in device.split(":"))
-    done.facts |= {"inode": int(inode), "device": os.makedev(major, minor)}
+    done.facts |= {"inode": int(inode) or None, "device": os.makedev(major, minor)}
     same(done.one(), mapped(done.facts, b"SYSV00000000", length=3 * PAGE, prot=7, flags=SHARED))
 
 

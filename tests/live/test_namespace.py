@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.live.compare import cannot, same, who
+from tests.live.compare import cannot, ran, same, who
 from tests.live.run import Live, Record, eventually
 from tests.live.witness import Act, Arguments, fork, libc
 
@@ -72,6 +72,7 @@ def expected(
     known = live.kinds["namespace"] == "fexit" or more["call"] == CLONE
     return {
         **who,
+        **(ran(live.log, by_child=True) if who else {}),
         **{f"before.{kind}": before[kind] if known else None for kind in FLAGS},
         **{f"after.{kind}": after[kind] for kind in FLAGS},
         "child_pid": None,
@@ -326,10 +327,13 @@ def hierarchies() -> Iterator[tuple[Path, int]]:
 
 
 @contextmanager
-def made(root: Path, names: list[str]) -> Iterator[tuple[Path, int]]:
-    """A control group in a control group …, by a child; the last one's folder and the maker's pid."""
+def made(root: Path, names: list[str], told: Path) -> Iterator[tuple[Path, int]]:
+    """A control group in a control group …, by a child, which says who it is; the last one's folder and the
+    maker's pid.
+    """
 
     def make() -> None:
+        told.write_text(json.dumps(who()))
         folder = root
         for name in names:
             folder /= name
@@ -364,9 +368,9 @@ def base(root: Path) -> str:
 
 
 @pytest.mark.vm
-def test_a_control_group(live: Live, hierarchy: tuple[Path, int]) -> None:
+def test_a_control_group(live: Live, hierarchy: tuple[Path, int], told: Path) -> None:
     root, number = hierarchy
-    with made(root, [f"promissory-{os.getpid()}"]) as (folder, pid):
+    with made(root, [f"promissory-{os.getpid()}"], told) as (folder, pid):
         live.ended(pid)
         (record,) = live.log.of(pid, "cgroup")
         same(
@@ -375,17 +379,17 @@ def test_a_control_group(live: Live, hierarchy: tuple[Path, int]) -> None:
                 "cgroup_id": folder.stat().st_ino,
                 "hierarchy": number,
                 "path": f"{base(root)}/{folder.name}",
-                "process.pid": pid,
-                "process.parent.pid": os.getpid(),
+                **json.loads(told.read_text()),
+                **ran(live.log, by_child=True),
             },
         )
 
 
 @pytest.mark.vm
-def test_a_path_that_the_kernel_cut(live: Live, hierarchy: tuple[Path, int]) -> None:
+def test_a_path_that_the_kernel_cut(live: Live, hierarchy: tuple[Path, int], told: Path) -> None:
     root, _ = hierarchy
     names = [f"promissory-{os.getpid()}-", *("d" * 200 for _ in range(6))]
-    with made(root, names) as (folder, pid):
+    with made(root, names, told) as (folder, pid):
         live.ended(pid)
         *whole, _, cut = live.log.of(pid, "cgroup")
         path = f"{base(root)}/{'/'.join(names)}"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.live.compare import same, who
+from tests.live.compare import ran, same, who
 from tests.live.run import Record
 from tests.live.sockets import FAMILIES, Sockets, ends, listening, raw
 from tests.live.witness import fork, libc
@@ -29,9 +29,7 @@ NOWHERE = "192.0.2.1"
 
 def common(sockets: Sockets, record: Record) -> None:
     """Compare the common block of an event of our own."""
-    log = sockets.live.log
-    ran = [log.of(pid, "exec", "process")[-1]["id"] for pid in (os.getpid(), os.getppid())]
-    same(record, {**who(), "process.exec_id": ran[0], "process.parent.exec_id": ran[1]})
+    same(record, {**who(), **ran(sockets.live.log)})
 
 
 @pytest.mark.vm

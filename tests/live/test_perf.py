@@ -21,9 +21,8 @@ from typing import Any
 
 import pytest
 
-from tests.live.compare import cannot, same, who
+from tests.live.compare import cannot, ran, same, who
 from tests.live.run import SLOWER, Live, Record, eventually
-from tests.live.test_fields import program as program_of
 from tests.live.witness import as_record, fork, libc, spoken
 
 pytestmark = pytest.mark.kernel
@@ -88,14 +87,6 @@ def map_file(file: int, offset: int = 0, flags: int = mmap.MAP_PRIVATE) -> dict[
         "inode": int(inode) or None,
         "device": os.makedev(major, minor) or None,
         "permissions": line.split()[1].decode(),
-    }
-
-
-def ours(live: Live) -> dict[str, Any]:
-    """What this process and its parent run, by the ids of the events that say so."""
-    return {
-        "process.exec_id": program_of(live),
-        "process.parent.exec_id": program_of(live, os.getppid()),
     }
 
 
@@ -213,7 +204,7 @@ def test_unshare(perf: Live, ground: Path) -> None:
     record = one(perf, act.pid, "namespace", lambda r: True)
     assert told(note)["before.uts"] != told(note)["after.uts"]
     same(record, {"call": None, "errno": 0, "child_pid": None, **told(note)})
-    same(record, {"process.exec_id": program_of(perf), "process.parent.exec_id": program_of(perf)})
+    same(record, ran(perf.log, by_child=True))
 
 
 def test_a_child_in_a_new_namespace(perf: Live) -> None:
@@ -281,7 +272,7 @@ def test_a_bpf_program(perf: Live, program: tuple[dict[str, Any], bytes, int], k
             "attach_to": None,
         },
     )
-    same(records, {**who(pid), **ours(perf)})
+    same(records, {**who(pid), **ran(perf.log)})
 
 
 def test_a_symbol_of_the_kernel(perf: Live, program: tuple[dict[str, Any], bytes, int]) -> None:
@@ -299,7 +290,7 @@ def test_a_symbol_of_the_kernel(perf: Live, program: tuple[dict[str, Any], bytes
             {"address": int(symbol.split()[0], 16), "type": 1, "unregister": gone, "name": name},
         )
         same(record, {"length": said["bytes_jited"]})
-    same(added, {**who(pid), **ours(perf)})
+    same(added, {**who(pid), **ran(perf.log)})
 
 
 def two(found: list[Record]) -> list[Record] | None:
@@ -325,7 +316,7 @@ def test_a_control_group(perf: Live, ground: Path) -> None:
         assert act.status == 0
         record = one(perf, act.pid, "cgroup", lambda r: r["path"].endswith(folder.name))
         same(record, {"cgroup_id": folder.stat().st_ino, "path": f"/{folder.name}", **common(note)})
-        same(record, {"process.exec_id": program_of(perf), "process.parent.exec_id": program_of(perf)})
+        same(record, ran(perf.log, by_child=True))
     finally:
         with suppress(OSError):
             folder.rmdir()
