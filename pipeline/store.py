@@ -164,17 +164,25 @@ class Store:
         return own
 
     def drop(self, after: int) -> Outcome:
-        """Drop the oldest rows behind the id `after` until there is room again: lost, and to be told."""
+        """Drop the oldest rows behind the id `after` until there is room again: lost, and to be told. What
+        they tell of other losses stays, in their place.
+        """
         rows: list[Row] = []
         with self._changing() as db:
-            over = self.size - self.limit
-            for values in db.execute(f"SELECT {SUMMARY} FROM batch WHERE id > ? ORDER BY id", (after,)):
+            over, ask = self.size - self.limit, f"SELECT {SUMMARY}, body FROM batch WHERE id > ? ORDER BY id"
+            for *values, body in db.execute(ask, (after,)):
                 if over < 0:
                     break
-                rows.append(read(values))
-                over -= rows[-1].size
+                row = read(values, body)
+                if not row.is_told:
+                    rows.append(row)
+                    over -= row.size
             own = self._lose(db, rows, DROPPED)
+            kept = [(row, told) for row in rows if (told := row.told())]
+            sizes = [insert(db, row.attachment, told, row.id)[1] for row, told in kept]
         self._left(rows)
+        self.size += sum(sizes)
+        self.number += len(sizes)
         return own
 
     def discard(self, row: Row) -> Outcome:
@@ -205,7 +213,7 @@ class Store:
             db.executemany("DELETE FROM told WHERE id = ?", ((id,) for id in told))
 
     def _lose(self, db: sqlite3.Connection, rows: Sequence[Row], reason: str) -> Outcome:
-        tell(db, rows, reason)
+        tell(db, [row for row in rows if row.counts.any()], reason)
         return self._leave(db, ((row, Outcome(zeros(), lost(reason, row.counts))) for row in rows))
 
     def _leave(self, db: sqlite3.Connection, outcomes: Iterable[tuple[Row, Outcome]]) -> Outcome:

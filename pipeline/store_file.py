@@ -18,8 +18,9 @@ import msgpack
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.event import Encoded, Ints, Records
-from pipeline.ledger import Tally, add
+from pipeline.event import Encoded, Ints, Passage, Records
+from pipeline.ledger import Tally, add, zeros
+from pipeline.notices import LOSS
 
 __all__ = [
     "ACKNOWLEDGED",
@@ -154,6 +155,17 @@ class Row:
         """Family → records, as they were put in."""
         return {family: Records(*columns) for family, columns in msgpack.unpackb(self.body).items()}
 
+    @property
+    def is_told(self) -> bool:
+        """Whether it holds nothing but loss records."""
+        return self.whole and not self.counts.any() and self.unpack().keys() == {LOSS}
+
+    def told(self) -> Encoded | None:
+        """Its loss records alone; None: it has none."""
+        found = self.unpack().get(LOSS) if self.whole else None
+        passage = Passage(self.passage, {})
+        return Encoded({LOSS: found}, zeros(), passage, (self.first, self.last)) if found else None
+
 
 def connect(path: Path, *, setup: bool = True) -> sqlite3.Connection:
     """Open a file, or begin one. `setup`: make sure of its tables. Raises BlockedError, BrokenError."""
@@ -177,8 +189,10 @@ def _set_up(db: sqlite3.Connection) -> None:
             db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
 
 
-def insert(db: sqlite3.Connection, attachment: str, batch: Encoded) -> tuple[int, int]:
-    """Add a batch; id and size of its row."""
+def insert(
+    db: sqlite3.Connection, attachment: str, batch: Encoded, id: int | None = None
+) -> tuple[int, int]:
+    """Add a batch, under a new id unless it is given; id and size of its row."""
     body = msgpack.packb({f: (r.keys, r.values, r.times) for f, r in batch.records.items()})
     values = (
         attachment,
@@ -191,8 +205,8 @@ def insert(db: sqlite3.Connection, attachment: str, batch: Encoded) -> tuple[int
         zlib.crc32(body),
     )
     cursor = db.execute(
-        f"INSERT INTO batch ({', '.join(MARKED)}, mark, body) VALUES ({'?, ' * len(MARKED)}?, ?)",
-        (*values, _mark(values), body),
+        f"INSERT INTO batch (id, {', '.join(MARKED)}, mark, body) VALUES ({'?, ' * len(MARKED)}?, ?, ?)",
+        (id, *values, _mark(values), body),
     )
     assert cursor.lastrowid is not None
     return cursor.lastrowid, len(body)

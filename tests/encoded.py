@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import msgpack
 import numpy as np
 
+from pipeline.answers import Host
 from pipeline.chunk import event_id
-from pipeline.event import Encoded, Ints, Passage, Records, spans
+from pipeline.event import Beat, Encoded, Ints, Passage, Records, spans
 from pipeline.ledger import zeros
+from pipeline.notices import HEARTBEAT, block, records
 from pipeline.schema import by_name
 
 BOOT = "b" * 32
@@ -60,6 +63,14 @@ def stream(batches: int, size: int, *, first: int = 1, padding: int = 0) -> Iter
         indexes = range((number - 1) * size, number * size)
         positions = {0: (number * size * 256, number * size)}
         yield encoded(number, (record(i, padding=padding) for i in indexes), positions)
+
+
+def with_beat(batch: Encoded, until: int, boot: str = BOOT) -> Encoded:
+    """The batch with a heartbeat behind its events."""
+    host = block(Host("h", "n", boot, {}))
+    batch.passage.beat = Beat(until)
+    beat = records(HEARTBEAT, host, 0, [(until, {"until": until})])
+    return replace(batch, records={**batch.records, HEARTBEAT: beat})
 
 
 class Rings:

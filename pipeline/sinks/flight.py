@@ -38,7 +38,9 @@ class Trouble:
     """What callbacks reported, for the sink to deal with."""
 
     refused: list[tuple[Flight, Sent]] = field(default_factory=list)
-    """Records that are to be tried alone: their whole batch was refused, or they tell of one that was."""
+    """Records whose whole batch was refused: each is to be tried alone."""
+    told: list[tuple[Flight, Sent]] = field(default_factory=list)
+    """Loss records in the place of those that were refused for good."""
     broken: KafkaError | None = None
     """The producer cannot deliver what it has."""
 
@@ -97,6 +99,11 @@ class Flight:
         else:
             self._trouble.broken = error
 
+    def tell(self, producer: Producer, record: Sent) -> None:
+        """Send a loss record. Raises BufferError."""
+        topic, key, value, time = record
+        producer.produce(topic, value, key, -1, self.delivered, timestamp=time)
+
     def send_alone(self, producer: Producer, record: Sent) -> None:
         """Try a record again that was refused in company. Raises BufferError."""
         topic, key, value, time = record
@@ -128,9 +135,8 @@ class Flight:
         counts[by_name()[event["kind"]].number] = 1
         add(self.lost, {("lost", SINK, reason): counts})
         key = event["host"]["boot_id"].encode()
-        self._trouble.refused.append(
-            (self, (self._notices[LOSS], key, of_record(event, SINK, reason), time))
-        )
+        told = self._notices[LOSS], key, of_record(event, SINK, reason), time
+        self._trouble.told.append((self, told))
 
     def outcome(self) -> Outcome:
         """What became of its events, once `left` is 0."""

@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import trio
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, Producer
 
 from pipeline.event import Encoded, Ints, Loss
 from pipeline.kafka import AwayError, DistrustError, explain
 from pipeline.ledger import zeros
 from pipeline.place import Kafka
 from pipeline.sinks.connection import Connection
-from pipeline.sinks.flight import SINK, Flight, Trouble
+from pipeline.sinks.flight import SINK, Flight, Sent, Trouble
 from pipeline.sinks.outbox import Outbox
 from pipeline.sinks.sink import Keeper
 from pipeline.stages.stage import Link
@@ -187,18 +187,23 @@ class KafkaSink:
                 self._say_away(explain(error, self._place.address))
         if self._trouble.broken:
             self._begin_again(self._trouble.broken)
-        elif self._trouble.refused:
-            self._separate()
+            return
+        if self._trouble.refused:
+            # Each goes again in a batch of its own: only the guilty is lost.
+            self._send_each(self._trouble.refused, Flight.send_alone, self._connection.alone())
+        if self._trouble.told and self._connection.producer:
+            self._send_each(self._trouble.told, Flight.tell, self._connection.producer)
 
-    def _separate(self) -> None:
-        """Records whose batch was refused go again, each in a batch of its own: only the guilty is lost."""
-        alone = self._connection.alone()
-        while self._trouble.refused:
-            flight, record = self._trouble.refused.pop()
+    def _send_each(
+        self, records: list[tuple[Flight, Sent]], send: Callable[[Flight, Producer, Sent], None], to: Producer
+    ) -> None:
+        """As far as librdkafka takes them now."""
+        while records:
+            flight, record = records.pop()
             try:
-                flight.send_alone(alone, record)
+                send(flight, to, record)
             except BufferError:
-                self._trouble.refused.append((flight, record))
+                records.append((flight, record))
                 return
 
     def _begin_again(self, error: KafkaError) -> None:

@@ -26,7 +26,7 @@ from confluent_kafka.admin import (
 from pipeline.event import Encoded, Ints
 from pipeline.kafka import BrokerError
 from pipeline.ledger import Tally, add, zeros
-from pipeline.notices import topics
+from pipeline.notices import LOSS, topics
 from pipeline.place import Kafka
 from pipeline.sinks.checkpoint import BookKeeper, restore
 from pipeline.sinks.kafka import KafkaSink
@@ -34,7 +34,7 @@ from pipeline.sinks.outbox import Full, Outbox
 from pipeline.stages.stage import Link
 from pipeline.store import Store
 from tests.broker import Broker
-from tests.encoded import Rings, encoded, record, stream, total
+from tests.encoded import BOOT, Rings, encoded, record, stream, total, with_beat
 
 pytestmark = pytest.mark.kafka
 
@@ -314,7 +314,11 @@ async def test_a_record_over_the_limit_is_lost_alone(place: Kafka, tmp_path: Pat
         await subject.send([encoded(2, records, {0: (60 * 256, 60)})])
         await until(lambda: subject.keeper.books.number == 2)
         await subject.send(stream(1, 20, first=4))
+        await until(lambda: bool(subject.lost()))
     assert list(subject.lost()) == [("lost", "kafka", "too large")]
+    (told,) = (msgpack.unpackb(message.value()) for message in stored(place, LOSS))
+    assert (told["stage"], told["reason"], told["kinds"]) == ("kafka", "too large", {"fork": 1})
+    assert (told["ring"], told["first"], told["last"]) == (0, 25, 25), "in the place of what is missing"
     assert sum(subject.lost().values(), zeros()).tolist() == encoded(0, [record(25)]).counts.tolist()
     assert subject.acknowledged() == 79
     check_stored_unordered(place, subject.sent, missing=1)
@@ -332,6 +336,7 @@ async def test_a_record_too_large_for_the_producer_is_lost_alone(place: Kafka, t
     async with subject.running():
         records = [record(i, padding=60_000 if i == 5 else 100) for i in range(20)]
         await subject.send([encoded(1, records, {0: (20 * 256, 20)})])
+        await until(lambda: bool(subject.lost()))
     assert [int(n.sum()) for n in subject.lost().values()] == [1]
     check_stored(place, subject.sent, missing=1)
 
@@ -379,3 +384,22 @@ async def test_settings_that_would_break_the_promise_are_refused(place: Kafka, t
             await Subject(tmp_path, place, {"properties": properties}).sink.open()
     with pytest.raises(BrokerError, match="no such host"):
         await Subject(tmp_path, Kafka("no-such-host.invalid:9092", "x")).sink.open()
+
+
+async def test_complete_is_what_heartbeats_say_that_are_acknowledged(place: Kafka, tmp_path: Path) -> None:
+    """Straight, by way of the outbox, and not those of another boot."""
+    subject = Subject(tmp_path / "first", place, {"boot_id": BOOT})
+    async with subject.running():
+        await subject.send(with_beat(batch, 1_000) for batch in stream(1, 10))
+        await until(lambda: subject.keeper.books.complete == 1_000)
+    away = Subject(tmp_path, Kafka("127.0.0.1:1"), {"boot_id": BOOT})
+    await away.outbox.put([with_beat(batch, 2_000) for batch in stream(1, 10, first=2)])
+    await away.outbox.put([with_beat(batch, 9_000, "c" * 32) for batch in stream(1, 10, first=3)])
+    away.store.close()
+    assert away.keeper.books.complete == 0, "what waits is not complete"
+    again = Subject(tmp_path, place, {"boot_id": BOOT})
+    again.sent = list(stream(2, 10, first=2))
+    async with again.running():
+        await until(lambda: again.keeper.books.complete == 2_000)
+        await until(lambda: again.outbox.is_empty)
+    assert again.keeper.books.complete == 2_000, "another boot has other times"

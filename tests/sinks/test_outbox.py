@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.event import Records
 from pipeline.ledger import zeros
+from pipeline.notices import LOSS
 from pipeline.sinks.checkpoint import BookKeeper, restore
 from pipeline.sinks.outbox import Outbox
 from pipeline.store import Outcome, Store
-from tests.encoded import Rings, encoded, stream, total
+from tests.encoded import Rings, encoded, stream, total, with_beat
 from tests.sinks.outbox_writer import SIZE, shared
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -125,3 +127,49 @@ async def test_a_full_outbox_may_drop_its_oldest(tmp_path: Path) -> None:
     assert again.settled.lost["lost", "outbox", "dropped"].tolist() == dropped.tolist()
     outbox.store.forget(list(outbox.store.losses())[:2])
     assert len(again.store.losses()) == len(losses) - 2
+
+
+async def test_what_is_dropped_leaves_what_it_told(tmp_path: Path) -> None:
+    """A loss record is not lost with the events that it came with; a heartbeat may be."""
+    outbox, keeper, _ = make(tmp_path / "outbox.db", [], limit=60_000)
+    outbox = Outbox(outbox.store, keeper, print, "drop-oldest")
+    batches = [with_beat(batch, 100 * n) for n, batch in enumerate(stream(6, 50, padding=500))]
+    told = Records([b"k"], [b"what was lost"], [5])
+    batches[1].records[LOSS] = told  # type: ignore[index]
+    for batch in batches:
+        await outbox.put([batch])
+        assert await outbox.make_room(0)
+    rows = await outbox.rows(0, 1 << 30)
+    assert [row.unpack() for row in rows if row.id == 2] == [{LOSS: told}]
+    assert sum((row.counts for row in rows), zeros()).tolist() == outbox.counts.tolist()
+    assert outbox.store.size == sum(row.size for row in rows)
+    assert outbox.store.number == len(rows)
+    await outbox.settle({row.id: Outcome(row.counts) for row in rows})
+    assert outbox.is_empty
+    assert outbox.settled.events.tolist() == total(batches).tolist()
+
+
+async def test_a_loss_is_told_until_that_is_acknowledged(tmp_path: Path) -> None:
+    outbox, keeper, _ = make(tmp_path / "outbox.db", [], limit=60_000)
+    outbox = Outbox(outbox.store, keeper, print, "drop-oldest")
+    assert await outbox.is_told(1), "there is nothing to tell"
+    for batch in stream(4, 50, padding=500):
+        await outbox.put([batch])
+        assert await outbox.make_room(0)
+    losses = [loss for _, loss in outbox.store.losses().values()]
+    assert losses
+    assert not await outbox.is_told(9), "no heartbeat told it"
+    assert [attachment for attachment, _ in outbox.tell(10)] == ["a"] * len(losses)
+    assert outbox.tell(11) == [], "once"
+    assert not await outbox.is_told(9), "an earlier heartbeat"
+    again, _, _ = make(tmp_path / "outbox.db", [])
+    assert len(again.tell(12)) == len(losses), "killed before it was acknowledged: told again"
+    assert await outbox.is_told(10)
+    assert outbox.store.losses() == {}
+
+
+async def test_what_waits_is_not_complete(tmp_path: Path) -> None:
+    """A heartbeat that went into the outbox vouches for nothing yet."""
+    outbox, keeper, _ = make(tmp_path / "outbox.db", [])
+    await outbox.put([with_beat(batch, 100) for batch in stream(1, 10)])
+    assert (keeper.books.seen, keeper.books.complete) == (100, 0)
