@@ -76,11 +76,12 @@ class Pipeline:
         self._attachment = attachment
         self._store = _store(config, target, manifest, say)
         # What an earlier run of this attachment left in other places counts on.
-        parked = [store for store in books.stores(manifest) if store.path != self._store.path]
+        parked = books.stores(manifest, but=self._store.path, mend=say)
         self._parked = [store for store in parked if store.path.name == OUTBOX]
         restored = books.stored_books(self._attachment, self._store, *parked)
-        if self._store.path.name == OUTBOX:
-            self._store.reconcile(restored)
+        for store in (self._store, *parked):
+            if store.path.name == OUTBOX:
+                store.reconcile(restored)
         self._rings = self._attachment.rings(restored)
         self._keeper = BookKeeper(
             restored,

@@ -26,7 +26,7 @@ from pipeline.kernel.ring import Ring
 from pipeline.ledger import Books, Statement, Tally, add, zeros
 from pipeline.privilege import no_link
 from pipeline.sinks.checkpoint import restore
-from pipeline.store import LOG, OUTBOX, Outcome, Store
+from pipeline.store import LOG, OUTBOX, Outcome, Store, no_warning
 
 __all__ = [
     "Holder",
@@ -109,10 +109,19 @@ def compute(
     )
 
 
-def stores(manifest: Manifest) -> list[Store]:
-    """The stores of the attachment's state folder, as far as there are any."""
-    state = Path(manifest.state)
-    return [Store(state / name, manifest.id, make=False) for name in (LOG, OUTBOX) if (state / name).exists()]
+def stores(
+    manifest: Manifest, *, but: Path | None = None, mend: Callable[[str], None] | None = None
+) -> list[Store]:
+    """The stores of the attachment's state folder, as far as there are any, `but` one.
+
+    `mend`: a corrupt one is renewed, and who is told. Raises StoreError.
+    """
+    paths = [Path(manifest.state) / name for name in (LOG, OUTBOX)]
+    return [
+        Store(path, manifest.id, make=mend is not None, warn=mend or no_warning)
+        for path in paths
+        if path != but and path.exists()
+    ]
 
 
 def stored_books(attachment: Attachment, *stores: Store) -> Books:

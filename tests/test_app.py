@@ -308,11 +308,19 @@ async def test_a_short_run_after_a_long_one_is_the_newest(world: World) -> None:
 
 async def test_rows_that_an_earlier_run_left_in_an_outbox_count_on(world: World) -> None:
     store = Store(world.state / OUTBOX, world.attached.manifest.id)
-    store.append(list(stream(1, 7)), Books(number=1).to_plain())
+    (batch,) = stream(1, 7)
+    store.append([batch], Books(number=1, spilled=batch.counts).to_plain())
     store.close()
     pipeline = world.pipeline()
     async with running(pipeline, detaching=False):
         assert pipeline.statement().to_plain()["in_outbox"] == 7
+    (world.state / OUTBOX).write_bytes(b"something else" * 100)
+    pipeline = world.pipeline()
+    async with running(pipeline, detaching=False):
+        plain = pipeline.statement().to_plain()
+        assert (plain["in_outbox"], plain["lost"]) == (0, 7)
+    assert "outbox.db.corrupt-1" in world.said[0]
+    assert "7 events that were in" in world.said[1]
 
 
 async def test_what_was_filtered_counts_before_its_batch_is_safe(
@@ -353,9 +361,7 @@ async def test_the_time_that_a_run_may_take(world: World) -> None:
     assert world.ids() == world.written
 
 
-async def test_a_state_folder_that_is_removed_under_it(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_state_folder_that_is_removed_under_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was in it is written again, and a ledger can be asked for again."""
     monkeypatch.setattr(books, "LOOK", 0.1)
     pipeline = world.pipeline()

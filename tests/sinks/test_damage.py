@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trio
 
 from pipeline.event import Encoded
 from pipeline.ledger import zeros
+from pipeline.sinks import persist
 from pipeline.sinks.checkpoint import BookKeeper, restore
 from pipeline.sinks.outbox import Outbox
 from pipeline.store import Outcome, Store
@@ -164,6 +166,29 @@ async def test_whatever_happens_to_the_file_the_books_are_exact(
     assert subject.warnings
     if not (damage is overwrite and when == "at work"):  # a process may have in memory what it overwrote
         assert subject.outbox.counts.sum() == 2 * SIZE
+
+
+async def test_a_disk_that_is_full_when_the_file_breaks(
+    tiny_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old file is kept as it is until there is room for a new one."""
+    monkeypatch.setattr(persist, "RETRY", 0.05)
+    subject = Subject(tiny_disk / "outbox.db")
+    await subject.fill(4)
+    await subject.empty(1)
+    cut(subject.path)
+    filler = tiny_disk / "filler"
+    with pytest.raises(OSError, match="No space"):
+        filler.write_bytes(b"x" * (8 << 20))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(subject.fill, 2)
+        await trio.sleep(0.5)
+        assert any("free some space" in said for said in subject.warnings)
+        filler.unlink()
+    assert any("was cut" in said for said in subject.warnings)
+    await subject.empty()
+    subject.check_stored()
+    assert subject.told() == subject.lost
 
 
 @pytest.mark.parametrize("seed", range(12))
