@@ -13,9 +13,10 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pipeline.chunk import STRIDE
+from pipeline.notices import NOTICES, json_schema
 from pipeline.record import DERIVED
 from pipeline.schema import COMMON, Field, Schema, Surface, by_name
 from pipeline.sheet import Sheet, document
@@ -23,7 +24,7 @@ from pipeline.sheet import Sheet, document
 __all__ = ["DOCS", "FILES", "LOCK", "contract", "keep", "main", "publish", "renewed"]
 
 DOCS: Final = Path(__file__).resolve().parent.parent / "docs"
-FILES: Final = ("wire-format.md", "record.md", "surfaces.md")
+FILES: Final = ("wire-format.md", "record.md", "notices.md", "surfaces.md")
 SHEETS: Final = "sheets"
 LOCK: Final = DOCS.parent / "schemas" / "lock.json"
 
@@ -130,10 +131,38 @@ def _surfaces() -> str:
     return document(json.loads(path.read_text()) for path in sorted((DOCS / SHEETS).glob("*.json")))
 
 
+JSON: Final = {"integer": "i64", "number": "number", "string": "text", "boolean": "bool", "null": "nil"}
+
+
+def _notices() -> str:
+    """Every key of records that are no events."""
+    parts = []
+    for name in NOTICES:
+        schema = json_schema(name)
+        parts += [f"### {name}", schema["description"], _keys(schema)]
+        for title, inner in schema["$defs"].items():
+            if title != "HostBlock":
+                parts += [f"Each of `{title.lower()}`:", _keys(inner)]
+    return "\n\n".join(parts)
+
+
+def _keys(schema: Mapping[str, Any]) -> str:
+    rows = [(_code(key), _typed(of), of.get("description", "")) for key, of in schema["properties"].items()]
+    return _table(("key", "type", "meaning"), rows)
+
+
+def _typed(of: Mapping[str, Any]) -> str:
+    """A JSON Schema's type, in our words."""
+    if "anyOf" in of:
+        return " or ".join(map(_typed, of["anyOf"]))
+    return JSON.get(of.get("type", ""), "list" if of.get("type") == "array" else "map")
+
+
 PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "kinds": _kinds,
     "heads": _heads,
     "record": _record,
+    "notices": _notices,
     "surfaces": _surfaces,
 }
 MARKED: Final = re.compile(r"(?P<begin><!-- (?P<part>\w+): [^\n]* -->\n).*?(?P<end><!-- end -->)", re.S)
