@@ -21,7 +21,7 @@ from pipeline import place, privilege
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.kafka import AwayError, BrokerError, present
-from pipeline.kernel.attachment import BPFFS, probe
+from pipeline.kernel.attaching import BPFFS, probe
 from pipeline.kernel.layout import cgroup_known, cpus
 from pipeline.kernel.manifest import Hook
 from pipeline.schema import Schema, by_name

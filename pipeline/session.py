@@ -23,8 +23,9 @@ from pipeline import books, credentials, folder, place, privilege
 from pipeline.app import Pipeline, Say
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.kernel import attachment
-from pipeline.kernel.attachment import Attachment, ourselves
+from pipeline.kernel import attaching
+from pipeline.kernel.attaching import ourselves
+from pipeline.kernel.attachment import Attachment
 from pipeline.kernel.likeness import differing, is_current
 from pipeline.kernel.manifest import Manifest
 from pipeline.schema import by_name
@@ -85,7 +86,7 @@ async def run(config: Config, *, say: Say) -> int:
 def attach(config: Config) -> Manifest:
     """Attach probes that stay, or hand over what is attached; a pipeline that runs goes on."""
     os.umask(0o077)
-    return attachment.attach(config)
+    return attaching.attach(config)
 
 
 def detach(config: Config, say: Say) -> bool:
@@ -95,10 +96,10 @@ def detach(config: Config, say: Say) -> bool:
     with _alone(config.state):
         manifest = Manifest.read(config.state)
         if manifest is None:
-            return attachment.detach(config)
+            return attaching.detach(config)
         if differing(manifest):
             say("these probes are another version's: what was in their rings is lost, and in no books")
-            return attachment.detach(config)
+            return attaching.detach(config)
         plain = _remove(config, manifest)
     unread = sum(row["count"] for row in plain["losses"] if row["reason"] == "detached")
     if unread:
@@ -127,7 +128,7 @@ def _remove(config: Config, manifest: Manifest) -> dict[str, Any]:
     try:
         return books.close(manifest)
     finally:
-        attachment.detach(config)
+        attaching.detach(config)
 
 
 def _attached(config: Config, say: Say) -> tuple[Manifest, bool]:
@@ -136,18 +137,18 @@ def _attached(config: Config, say: Say) -> tuple[Manifest, bool]:
     """
     manifest = Manifest.read(config.state)
     if manifest is None:
-        if attachment.is_attached(config):
+        if attaching.is_attached(config):
             raise UserError(
                 f"probes are attached for another state folder (pins in {config.pins}): "
                 "name it with --state, or remove them with `promissory detach`"
             )
         say("attaching …")
-        return attachment.attach(config, ourselves()), True
+        return attaching.attach(config, ourselves()), True
     if manifest.pins != str(config.pins):
         raise UserError(f"probes are attached with pins in {manifest.pins}, not {config.pins}: name those")
     if not is_current(manifest, config):
         say("what is attached is handed over to the programs and events of this run …")
-        manifest = attachment.attach(config, attachment.ourselves())
+        manifest = attaching.attach(config, ourselves())
     return manifest, False
 
 

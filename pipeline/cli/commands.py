@@ -148,10 +148,10 @@ def check(
 
 
 def _matrix(config: Config, as_json: bool) -> None:
-    from pipeline.kernel import attachment
+    from pipeline.kernel import attaching
     from pipeline.sheet import print_sheet, sheet
 
-    made = sheet(attachment.matrix(config))
+    made = sheet(attaching.matrix(config))
     if as_json:
         print(json.dumps(made, indent=1, ensure_ascii=False))
     else:

@@ -7,7 +7,7 @@ What turns out not to run is left out, and its kind's next surface is tried. Wha
 process. If anything fails on the way, everything that was pinned is taken away again; and if this process is
 killed, the next one does that (pins.py). Where something is attached, it is handed over (handover.py). Run as
 `python -m pipeline.kernel.loader attach|probe|matrix` with the request as JSON on standard input;
-kernel/attachment.py does.
+kernel/attaching.py does.
 """
 
 from __future__ import annotations

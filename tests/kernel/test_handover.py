@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import Config, load
-from pipeline.kernel import attachment, bpf, handover, loader, manifest, pins
+from pipeline.kernel import attaching, bpf, handover, loader, manifest, pins
 from pipeline.kernel.attempt import Attempt
 from pipeline.kernel.generation import Generation, name_of
 from pipeline.kernel.handover import HandOver, sweep
@@ -93,11 +93,11 @@ def test_a_first_loader_that_is_killed_anywhere(tmp_path: Path, monkeypatch: pyt
     assert Manifest.read(tmp_path) == made
     step = max(1, lines // KILLS)
     for line in range(1, lines, step):
-        attachment.detach(config)
+        attaching.detach(config)
         assert not folder.exists()
         assert killed(work, line)[0] == -signal.SIGKILL
         assert pins.is_attached(folder) == (Manifest.read(tmp_path) is not None)
-    attachment.detach(config)
+    attaching.detach(config)
     assert not folder.exists()
     attempt.close()
 
@@ -109,7 +109,7 @@ class Attached:
 
     def __init__(self, state: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self._state = folder, state
-        attachment.attach(self._config("exec,exit"))
+        attaching.attach(self._config("exec,exit"))
         self._prepared = [self._prepare(events, monkeypatch) for events in ("exec,exit,cgroup", "exec,exit")]
         entries = (self.manifest.entries + OWN_ROWS) * BOOKS.itemsize
         self.books = books_view(bpf.map_memory(bpf.get(folder / "map_books"), entries), self.manifest.entries)
@@ -190,7 +190,7 @@ def attached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Attach
     need_kernel()
     folder = Path(f"/sys/fs/bpf/promissory-handover-{os.getpid()}")
     yield Attached(tmp_path, folder, monkeypatch)
-    attachment.detach(load({"state": tmp_path, "pins": folder}, environ={}))
+    attaching.detach(load({"state": tmp_path, "pins": folder}, environ={}))
     assert not folder.exists()
 
 
