@@ -20,7 +20,7 @@ from tests.vm.report import Result, read, table, troubles
 __all__ = ["JOBS", "Job", "run_all"]
 
 RESULTS: Final = STATE / "results"
-TIMEOUT: Final = 600
+TIMEOUT: Final = 900
 """Seconds after which a machine hangs; one that has the host for itself takes about four minutes."""
 ONE_TEST: Final = 600
 """Seconds that one test may take there; the first attaches."""
