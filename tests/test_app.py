@@ -15,6 +15,7 @@ import msgpack
 import pytest
 import trio
 import trio.testing
+from pydantic import TypeAdapter
 
 from pipeline import app, books, place
 from pipeline.app import Pipeline, Tap
@@ -23,7 +24,7 @@ from pipeline.clock import Clock
 from pipeline.config import Config
 from pipeline.event import Batch, Ints
 from pipeline.ledger import Books, Statement
-from pipeline.notices import NOTICES
+from pipeline.notices import HEARTBEAT, LOSS, NOTICES, TYPES
 from pipeline.schema import by_name
 from pipeline.sinks.log import LogSink
 from pipeline.stages.filter import Judge
@@ -32,7 +33,8 @@ from pipeline.store import LOG, OUTBOX, Store
 from tests import chunks
 from tests.batches import batch_of, event
 from tests.encoded import stream
-from tests.kernel_ring import Attached, KernelRing
+from tests.kernel_ring import Attached, KernelRing, boottime
+from tests.told import kinds_lost, numbers_lost
 
 ARGV = b"".join(b"argument %d\0" % i for i in range(80))
 
@@ -423,3 +425,66 @@ def test_a_tap_shows_everything_and_changes_nothing() -> None:
     none: Ints = tap.held()
     assert not none.any()
     assert list(tap.finish()) == []
+
+
+# ---- heartbeats
+
+
+async def test_heartbeats_go_on_while_nothing_happens_and_over_restarts(world: World) -> None:
+    """Each claims no more than what the one before made safe; the seam says where a run took up the rings."""
+    world.some(9)
+    before = boottime()
+    async with running(world.pipeline(heartbeat=0.05), detaching=False):
+        await until(lambda: any((n["complete_until"] or 0) > before for n in world.notices(HEARTBEAT)))
+    first = world.notices(HEARTBEAT)
+    check = TypeAdapter[Any](TYPES[HEARTBEAT])
+    for beat in first:
+        check.validate_python(beat)
+        assert beat["balanced"]
+        assert (beat["complete_until"] or 0) < beat["until"] <= beat["boottime"]
+    assert [beat["beat"] for beat in first] == list(range(1, len(first) + 1))
+    assert sorted(beat["until"] for beat in first) == [beat["until"] for beat in first]
+    begin = next(s for s in first[0]["seam"] if s["ring"] == 0)
+    assert (begin["how"], begin["before"], begin["after"]) == ("attached", None, 1_000)
+    stopped = first[-1]["until"]
+    world.some(6)
+    async with running(world.pipeline(heartbeat=0.05), detaching=False) as _:
+        await until(lambda: len(world.notices(HEARTBEAT)) > len(first) + 1)
+    second = world.notices(HEARTBEAT)[len(first) :]
+    assert second[0]["run"] != first[0]["run"]
+    assert second[0]["complete_until"] == stopped, "a run knows what the last one made safe"
+    seam = {s["ring"]: s for s in second[0]["seam"]}
+    for ring in (0, 1):
+        assert seam[ring]["how"] == "resumed"
+        assert seam[ring]["after"] == seam[ring]["before"] + 1
+        assert seam[ring]["since"] == stopped
+    assert world.notices(LOSS) == []
+
+
+async def test_an_overflow_is_told_when_nothing_comes_after(world: World) -> None:
+    for _ in range(300):
+        world.write("exit")
+    drops = int(world.kernel[0].books["drops"])
+    assert drops > 40
+    async with running(world.pipeline(heartbeat=0.05), detaching=False):
+        await until(lambda: bool(world.notices(LOSS)))
+    losses = world.notices(LOSS)
+    assert {ring: len(numbers) for ring, numbers in numbers_lost(losses).items()} == {0: drops}
+    assert kinds_lost(losses) == {("ring", "full", "exit"): drops}
+
+
+async def test_a_position_that_makes_no_sense_is_refused_and_told(world: World) -> None:
+    world.some(9)
+    async with running(world.pipeline(), detaching=False):
+        await until(lambda: world.is_empty)
+    world.kernel[0].memory.consumer[0] = 1 << 40
+    pipeline = world.pipeline()
+    async with running(pipeline, detaching=False):
+        await until(lambda: len(world.notices(HEARTBEAT)) > 2)
+        assert pipeline.statement().balanced
+        assert pipeline.statement().rings[0]["refused"] == 1
+    (said,) = [text for text in world.said if "refused" in text]
+    assert "its consumer position 1099511627776" in said
+    told = [s for beat in world.notices(HEARTBEAT) for s in beat["seam"] if s["refused"]]
+    assert [s["ring"] for s in told] == [0]
+    assert sorted(set(world.ids())) == sorted(world.written), "and nothing was lost by it"

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.chunk import BUSY, DISCARD, HEADER, SIZE, STRIDE
+from pipeline.event import Gap
 from pipeline.kernel import bpf
-from pipeline.kernel.ring import PAGE, Ring, RingMemory
+from pipeline.kernel.ring import PAGE, Ring, RingMemory, resume
 from pipeline.ledger import RingBooks
 from pipeline.schema import by_name
+from tests.kernel_ring import KernelRing
 from tests.live.host import need_kernel
 
 CHUNKS = PAGE // STRIDE
@@ -249,3 +251,58 @@ def test_a_ring_of_the_kernel_is_mapped() -> None:
     assert ring.idle
     assert len(memory.chunks) == 2 * (1 << 16) // STRIDE
     os.close(fd)
+
+
+# ---- what is missing behind the last chunk
+
+
+def test_what_was_dropped_behind_the_last_chunk() -> None:
+    kernel = KernelRing(2, 4, start=50)
+    ring = kernel.reader()
+    number = by_name()["exit"].number
+    assert ring.tail(50, 0, 9) is None
+    for _ in range(6):
+        kernel.event("exit", time=7)
+    ring.read()
+    drops = int(kernel.books["drops"])
+    gap = ring.tail(int(kernel.books["sequence"]), drops, 9)
+    assert isinstance(gap, Gap)
+    assert (gap.ring, gap.last, gap.before, gap.after, len(gap)) == (2, 55, 7, 9, drops)
+    assert drops == int(kernel.books["kinds"]["lost_full"][number]) > 0
+    kernel.take()  # a program that is not yet through
+    assert ring.tail(int(kernel.books["sequence"]), drops, 9) == 7, "until it is, nobody knows"
+    kernel.close()
+
+
+@pytest.mark.parametrize(
+    ("consumer", "position", "sequence", "at", "expected", "said"),
+    [
+        (512, 512, 52, 512, 52, ""),
+        (256, 768, 53, 768, 53, ""),
+        (768, 512, 52, 512, 52, "consumer position 768"),
+        (100, 512, 52, 512, 52, "consumer position 100"),
+        (-256, 512, 52, 512, 52, "consumer position -256"),
+        (1 << 40, 512, 52, 512, 52, "consumer position 1099511627776"),
+        (512, 1 << 40, 52, 512, 52, "books' position 1099511627776"),
+        (512, 513, 52, 512, 52, "books' position 513"),
+        (512, -256, 52, 512, 52, "books' position -256"),
+        (1 << 40, 1 << 41, 52, 0, 52, "books' position"),
+        (512, 512, 49, 512, 52, "books' sequence 49"),
+        (512, 512, 10**9, 512, 52, "books' sequence 1000000000"),
+        (1024, 1024, 10**9, 1024, 54, "books' sequence 1000000000"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    consumer: int, position: int, sequence: int, at: int, expected: int, said: str
+) -> None:
+    """Four chunks, 50 to 53, stand in the ring; wherever reading goes on, it begins at a chunk of it."""
+    kernel = KernelRing(0, 8, start=50)
+    for _ in range(4):
+        kernel.event("exit")
+    kernel.memory.consumer[0] = consumer
+    given = RingBooks(position=position, sequence=sequence, read=9)
+    books, refused = resume(kernel.memory, given, range(50, 55))
+    assert (books.position, books.sequence, books.read) == (at, expected, 9)
+    assert said in refused
+    assert bool(refused) == bool(said) == (books.other == {"refused": 1})
+    kernel.close()

@@ -14,6 +14,7 @@ import ormsgpack
 import pytest
 
 from tests.broker import Broker
+from tests.kernel_ring import boottime
 from tests.live.run import Live, Record, eventually
 from tests.live.test_run import executed, marked, numbers, place, storm
 from tests.live.witness import as_record, execute
@@ -119,3 +120,34 @@ def test_killed_runs_into_kafka(make_live: Callable[..., Live], kafka: Broker, a
     # What came twice is the same record twice.
     assert len({place(r) for r in found}) == count
     assert live.command("detach", "--state", str(live.state)).returncode == 0
+
+
+def test_losses_and_heartbeats_are_topics_too(
+    make_live: Callable[..., Live], kafka: Broker, acts: bytes
+) -> None:
+    """A ring overflows while nobody reads: what the topic lacks is in the loss topic, to the number."""
+    settings = {"ring__size": "64 KiB", "budget__reserve": "0", "heartbeat": "500 ms"}
+    live = make_live(**settings, environment__enabled="false")
+    live.start("--to", f"kafka://{kafka.address}/lossy", events="exec,fork,exit")
+    assert live.process
+    live.process.send_signal(signal.SIGSTOP)
+    try:
+        count = executed(storm(acts, b"lossy", 400, 0))
+    finally:
+        live.process.send_signal(signal.SIGCONT)
+    eventually(lambda: live.ledger()["in_flight"] == 0, "everything to be acknowledged")
+    now = boottime()
+    eventually(lambda: (live.ledger()["complete_until"] or 0) > now, "the stream to be whole")
+    assert live.stop() == 0, live.said()
+    ledger = live.ledger()
+    drops = {int(ring): row["drops"] for ring, row in ledger["rings"].items() if row["drops"]}
+    assert drops
+    frames_of = {family: frames(kafka, f"lossy.{family}") for family in ("process", "loss", "heartbeat")}
+    told = [frame.record for frame in (*frames_of["loss"], *frames_of["heartbeat"])]
+    assert {ring: len(numbers) for ring, numbers in numbers_lost(told).items()} == drops
+    lost = {(row["stage"], row["reason"], row["kind"]): row["count"] for row in ledger["losses"]}
+    assert kinds_lost(told) == lost
+    assert complete_until(told) > now
+    assert len({frame.partition for frame in (*frames_of["loss"], *frames_of["heartbeat"])}) == 1, "one key"
+    execs = len(numbers(marked([frame.record for frame in frames_of["process"]], "lossy")))
+    assert 0 < count - execs <= lost["ring", "full", "exec"]
