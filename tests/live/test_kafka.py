@@ -15,9 +15,10 @@ import pytest
 
 from tests.broker import Broker
 from tests.kernel_ring import boottime
-from tests.live.run import Live, Record, eventually
+from tests.live.run import PATIENCE, Live, Record, eventually
 from tests.live.test_run import executed, marked, numbers, place, storm
 from tests.live.witness import as_record, execute
+from tests.told import complete_until, kinds_lost, numbers_lost
 
 pytestmark = [pytest.mark.kernel, pytest.mark.kafka]
 
@@ -137,7 +138,8 @@ def test_losses_and_heartbeats_are_topics_too(
         live.process.send_signal(signal.SIGCONT)
     eventually(lambda: live.ledger()["in_flight"] == 0, "everything to be acknowledged")
     now = boottime()
-    eventually(lambda: (live.ledger()["complete_until"] or 0) > now, "the stream to be whole")
+    # A broker that is slow for a moment: then nothing is complete until the outbox is empty.
+    eventually(lambda: (live.ledger()["complete_until"] or 0) > now, "the stream to be whole", 3 * PATIENCE)
     assert live.stop() == 0, live.said()
     ledger = live.ledger()
     drops = {int(ring): row["drops"] for ring, row in ledger["rings"].items() if row["drops"]}
