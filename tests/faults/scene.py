@@ -1,0 +1,87 @@
+"""A real pipeline over this kernel into a real broker that hangs, and what became of what was executed."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tests.broker import Broker
+from tests.faults.conftest import Row
+from tests.faults.storms import Mark, Storms, event_of, mark_of, settled
+from tests.live.run import PATIENCE, Live, Record, eventually
+from tests.live.test_kafka import frames
+from tests.live.test_overflow import by_reason
+
+__all__ = ["KINDS", "Scene"]
+
+KINDS = "exec,exit"
+ITSELF = -1
+"""The number of a storm among its programs: it is executed, too."""
+WAITING = 300
+"""Events that are in the outbox when something happens to it."""
+
+
+class Scene:
+    """A run into topics of its own, execs while the broker hangs, and what became of them."""
+
+    def __init__(self, live: Live, broker: Broker, prefix: str) -> None:
+        self.live, self.prefix, self._broker = live, prefix, broker
+        self.executed: set[Mark] = set()
+        self.start()
+        self._already = len(live.said())
+        self.before = settled(live)
+
+    def start(self) -> None:
+        self.live.start("--to", f"kafka://{self._broker.address}/{self.prefix}", events=KINDS)
+
+    @contextmanager
+    def outage(self, acts: bytes) -> Iterator[None]:
+        """The block begins when so many events wait in the outbox; after it the broker is well."""
+        self._broker.pause()
+        try:
+            with Storms(acts) as storms:
+                self.until(lambda: self.live.ledger()["in_outbox"] >= WAITING, "the outbox to be used")
+                yield
+            self.executed = storms.executed
+        finally:
+            self._broker.resume()
+
+    def until(self, found: Callable[[], Any], what: str) -> None:
+        eventually(found, what, 3 * PATIENCE)
+
+    def says(self, what: str) -> list[str]:
+        """What this run said since it began: parts that match."""
+        return re.findall(what, self.live.said()[self._already :])
+
+    def stored(self) -> list[Record]:
+        """What is in the topic."""
+        return [frame.record for frame in frames(self._broker, f"{self.prefix}.process")]
+
+    def judge(self, row: Row) -> int:
+        """End the run: what was executed is stored or booked, exactly. Returns how many execs are booked."""
+        settled(self.live, 3 * PATIENCE)
+        assert self.live.stop() == 0, self.live.said()
+        ledger = self.live.ledger()
+        stored = self.stored()
+        execs = [record for record in stored if record["kind"] == "exec"]
+        came = {mark_of(record) or (record["argv"][-2], ITSELF) for record in execs}
+        executed = self.executed | {(mark, ITSELF) for mark, _ in self.executed}
+        events = {event_of(record) for record in stored}
+        lost = Counter(by_reason(ledger, "losses", "exec"))
+        lost.subtract(by_reason(self.before, "losses", "exec"))
+        row.saw(
+            executed=len(executed),
+            execs_missing=len(executed - came),
+            execs_booked_as_lost=lost.total(),
+            doubles=len(stored) - len(events),
+            batches_salvaged=sum(map(int, self.says(r"begun with (\d+) batches"))),
+            ledger="balanced" if ledger["balanced"] else "NOT BALANCED",
+        )
+        assert ledger["balanced"], ledger
+        assert ledger["in_outbox"] == ledger["in_flight"] == 0
+        assert len(events) == ledger["acknowledged"] - self.before["acknowledged"]
+        assert len(executed - came) == lost.total() == lost["corrupt"]
+        return lost.total()
