@@ -11,7 +11,7 @@ from typing import Any
 from tests.broker import Broker
 from tests.faults.conftest import Row
 from tests.faults.storms import Mark, Storms, event_of, mark_of, settled
-from tests.live.run import PATIENCE, Live, Record, eventually
+from tests.live.run import PATIENCE, Live, eventually
 from tests.live.test_kafka import frames
 from tests.live.test_overflow import by_reason
 
@@ -56,16 +56,12 @@ class Scene:
         """What this run said since it began: parts that match."""
         return re.findall(what, self.live.said()[self._already :])
 
-    def stored(self) -> list[Record]:
-        """What is in the topic."""
-        return [frame.record for frame in frames(self._broker, f"{self.prefix}.process")]
-
     def judge(self, row: Row) -> int:
         """End the run: what was executed is stored or booked, exactly. Returns how many execs are booked."""
         settled(self.live, 3 * PATIENCE)
         assert self.live.stop() == 0, self.live.said()
         ledger = self.live.ledger()
-        stored = self.stored()
+        stored = [frame.record for frame in frames(self._broker, f"{self.prefix}.process")]
         execs = [record for record in stored if record["kind"] == "exec"]
         came = {mark_of(record) or (record["argv"][-2], ITSELF) for record in execs}
         executed = self.executed | {(mark, ITSELF) for mark, _ in self.executed}
@@ -83,5 +79,5 @@ class Scene:
         assert ledger["balanced"], ledger
         assert ledger["in_outbox"] == ledger["in_flight"] == 0
         assert len(events) == ledger["acknowledged"] - self.before["acknowledged"]
-        assert len(executed - came) == lost.total() == lost["corrupt"]
+        assert len(executed - came) == lost.total() == lost["corrupt"], lost
         return lost.total()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -16,7 +18,10 @@ from tests.encoded import encoded, record
 from tests.faults.cluster import address, cluster
 from tests.faults.conftest import Row
 from tests.faults.results import LONG, times
-from tests.faults.steady import PATIENCE, Steady, judge
+from tests.faults.scene import Scene
+from tests.faults.steady import PATIENCE, Steady, Watched, judge, resident
+from tests.faults.storms import UID, Storms
+from tests.live.run import Live
 from tests.sinks.test_kafka import Subject, lower_limit, stored, until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
@@ -163,6 +168,46 @@ async def test_a_record_is_too_large(broker: Broker, tmp_path: Path, row: Row) -
     assert len(sizes) == 98
     assert max(sizes) < 20_000
     assert len(stored(place, "loss")) == 1
+
+
+@pytest.mark.kernel
+def test_a_real_pipeline(make_live: Callable[..., Live], broker: Broker, acts: bytes, row: Row) -> None:
+    seconds = times(4, 60)
+    row(
+        "2 real pipeline",
+        f"a pipeline over this kernel, execs all the time: the broker hangs for {seconds} s, then SIGKILL "
+        "and started again",
+    )
+    live = make_live(kernel__uids=str(UID))
+    scene = Scene(live, broker, "real")
+    with Storms(acts, pause=10_000) as storms:
+        broker.pause()
+        row.saw(**watched(scene, seconds, broker.resume))
+        broker.kill()
+        watched(scene, 1, broker.start)
+    scene.executed = storms.executed
+    assert scene.judge(row) == 0
+
+
+def watched(scene: Scene, seconds: float, mend: Callable[[], object]) -> dict[str, Any]:
+    """The broker is away for so long, then well: figures of the outbox and of memory."""
+    process = scene.live.process
+    assert process
+    seen, mended = Watched(resident(process.pid)), False
+    end = time.monotonic() + seconds
+    while True:
+        ledger = scene.live.ledger()
+        came = ledger["attempted"] - ledger["filtered"]
+        seen.look(time.monotonic(), ledger["in_outbox"], came, resident(process.pid))
+        if mended and not ledger["in_outbox"]:
+            break
+        if not mended and time.monotonic() > end and ledger["in_outbox"]:
+            mend()
+            mended, end = True, time.monotonic() + PATIENCE
+        assert not mended or time.monotonic() < end, "the outbox is not emptied"
+        time.sleep(0.05)
+    assert seen.memory - seen.before < GROWTH
+    return seen.figures(time.monotonic(), came)
 
 
 async def more(subject: Steady) -> None:
