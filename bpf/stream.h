@@ -38,10 +38,12 @@ static __always_inline int head_send(struct stream *stream, struct settings *set
     u32 granted;
     u64 id;
     struct chunk *chunk = head_room(set, book, kind, ring, stream->kind, stream->parts, &granted, &id);
-    stream->id = id ? id : hidden_id(book, ring);
     stream->granted = granted;
-    if (!chunk)
+    if (!chunk) { // asked at once: Linux 6.1 does not know any more that it was asked before
+        stream->id = id ? id : hidden_id(book, ring);
         return HEAD_LOST;
+    }
+    stream->id = id;
     bpf_probe_read_kernel(chunk->data, PAYLOAD, head);
     if (stream->kind == KIND_exec)
         chunk->common.exec_id = id;
