@@ -100,6 +100,7 @@ def _files(marker: str) -> tuple[str, ...]:
         "pytest",
         "tests/live",
         "tests/kernel",
+        "tests/faults",
         "--collect-only",
         "-q",
         "-m",
