@@ -78,9 +78,10 @@ def renew(path: Path, old: sqlite3.Connection, amend: Callable[[sqlite3.Connecti
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(_draft(path))
         with closing(connect(_draft(path))) as new:
-            saved, missing = _save(old, new)
+            claimed = _save(old, new)
             with transaction(new):
                 amended = amend(new)
+                saved = _number(new)
             with judged():
                 new.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         os.replace(_draft(path), _finished(path))
@@ -88,25 +89,27 @@ def renew(path: Path, old: sqlite3.Connection, amend: Callable[[sqlite3.Connecti
     except OSError as error:
         raise BlockedError(str(error)) from error
     kept = f"it is kept as {aside.name}, and" if aside.exists() else "and"
-    return f"{kept} a new one is begun with {saved} batches, {missing} are lost", amended
+    lost = f", {claimed - saved} are lost" if claimed > saved else ""
+    return f"{kept} a new one is begun with {saved} batches{lost}", amended
 
 
-def _save(old: sqlite3.Connection, new: sqlite3.Connection) -> tuple[int, int]:
-    """Copy what can be read, rows with their ids; how many rows were saved, and how many could not be."""
+def _save(old: sqlite3.Connection, new: sqlite3.Connection) -> int:
+    """Copy what can be read, rows with their ids. How many there were: 0 where that cannot be read either."""
     for table in SMALL:
         with suppress(sqlite3.DatabaseError, BrokenError):
             _put(new, table, old.execute(f"SELECT * FROM {table}").fetchall())
-    ids, saved = _bounds(old), 0
+    ids = _bounds(old)
     found = _whole(old, ids)
     while some := [row for _, row in zip(range(ROWS), found, strict=False)]:
         columns = f"batch ({SUMMARY}, body)"
         _put(new, columns, some)
-        saved += len(some)
     # Numbers never repeat: who holds one of a row that is gone shall not find another.
     with transaction(new):
         new.execute("DELETE FROM sqlite_sequence WHERE name = 'batch'")
         new.execute("INSERT INTO sqlite_sequence VALUES ('batch', ?)", (max(ids.stop - 1, 0),))
-    return saved, _claimed(old, ids) - saved
+    with suppress(sqlite3.DatabaseError):
+        return _number(old)
+    return 0
 
 
 def _put(new: sqlite3.Connection, where: str, rows: list[tuple[Any, ...]]) -> None:
@@ -144,11 +147,8 @@ def _whole(old: sqlite3.Connection, ids: range) -> Iterator[tuple[Any, ...]]:
         at += 1
 
 
-def _claimed(old: sqlite3.Connection, ids: range) -> int:
-    """Rows that the file says it has; unknown where it cannot even say that: none."""
-    with suppress(sqlite3.DatabaseError):
-        return int(old.execute("SELECT count(*) FROM batch").fetchone()[0])
-    return 0
+def _number(db: sqlite3.Connection) -> int:
+    return int(db.execute("SELECT count(*) FROM batch").fetchone()[0])
 
 
 def is_finished(path: Path) -> bool:

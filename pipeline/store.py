@@ -48,6 +48,7 @@ from pipeline.store_file import (
     insert,
     judged,
     read,
+    restore,
     transaction,
 )
 
@@ -231,14 +232,26 @@ class Store:
 
     # -- when it is damaged
 
-    def renew(self, why: str, known: tuple[Ints, Outcome] | None = None) -> Outcome:
-        """Begin a new file with what can be saved of this one; that is kept beside it.
+    def renew(
+        self,
+        why: str,
+        known: tuple[Ints, Outcome] | None = None,
+        memory: Mapping[int, Encoded | Row] | None = None,
+    ) -> Outcome:
+        """Begin a new file with what can be saved of this one, and of its rows that are in `memory` still;
+        the old one is kept beside it.
 
         `known` is what its user knows of this attachment: the events inside, and what became of others. What
         cannot be saved of those inside is lost, to be told, and returned. Raises BlockedError.
         """
+
+        def amend(new: sqlite3.Connection) -> Tally:
+            for id, what in (memory or {}).items():
+                restore(new, self.attachment, id, what)
+            return self._missing(new, known)
+
         old = self._db
-        said, missing = salvage.renew(self.path, old, lambda new: self._missing(new, known))
+        said, missing = salvage.renew(self.path, old, amend)
         self._open()
         old.close()
         gone = Outcome(zeros(), missing)

@@ -37,6 +37,7 @@ __all__ = [
     "insert",
     "judged",
     "read",
+    "restore",
     "transaction",
 ]
 
@@ -189,9 +190,7 @@ def _set_up(db: sqlite3.Connection) -> None:
             db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
 
 
-def insert(
-    db: sqlite3.Connection, attachment: str, batch: Encoded, id: int | None = None
-) -> tuple[int, int]:
+def insert(db: sqlite3.Connection, attachment: str, batch: Encoded, id: int | None = None) -> tuple[int, int]:
     """Add a batch, under a new id unless it is given; id and size of its row."""
     body = msgpack.packb({f: (r.keys, r.values, r.times) for f, r in batch.records.items()})
     values = (
@@ -231,6 +230,17 @@ def read(values: Sequence[Any], body: bytes | None = None) -> Row:
         body or b"",
         body is None or crc is None or zlib.crc32(body) == crc,
     )
+
+
+def restore(db: sqlite3.Connection, attachment: str, id: int, what: Encoded | Row) -> None:
+    """Put a row in again, unless it is there. `attachment`: whose a batch is that is no row yet."""
+    if db.execute("SELECT 1 FROM batch WHERE id = ?", (id,)).fetchone():
+        return
+    if isinstance(what, Row):
+        attachment = what.attachment
+        passage = Passage(what.passage, {})
+        what = Encoded(what.unpack(), what.counts, passage, (what.first, what.last), what.spans)
+    insert(db, attachment, what, id)
 
 
 def _mark(marked: Sequence[Any]) -> int:

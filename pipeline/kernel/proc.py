@@ -95,9 +95,12 @@ def _give(identities: int, process: Identity, exec_id: int) -> bool:
 
 
 def _living_thread(pid: int) -> Path | None:
-    """The folder of a process's first thread that lives: its leader may be gone while others go on."""
+    """The folder of a process's leader, or of another thread: the leader may be gone while others go on.
+
+    Once thread ids have wrapped around, the leader's need not be the smallest.
+    """
     try:
-        threads = sorted((PROC / str(pid) / "task").iterdir(), key=lambda folder: int(folder.name))
+        threads = sorted((PROC / str(pid) / "task").iterdir(), key=lambda folder: folder.name != str(pid))
     except GONE:
         return None
     return next(filter(_lives, threads), None)
@@ -156,7 +159,7 @@ def _identity(view: Any, folder: Path, process: Process, exec_id: int) -> None:
     pid = process.identity.pid
     view["exec_id"], view["start"] = exec_id, process.identity.start * TICK
     view["pid"], view["tid"] = pid, pid
-    view["ns_pid"] = int(status["NSpid"].split()[-1]) if "NSpid" in status else pid
+    view["ns_pid"] = int(status["NStgid"].split()[-1]) if "NStgid" in status else pid
     view["uid"], view["euid"], view["gid"], view["egid"] = map(int, (uids[0], uids[1], gids[0], gids[1]))
     view["comm"] = np.void((folder / "comm").read_bytes()[:-1][:15].ljust(16, b"\0"))
     view["cgroup"] = _cgroup(folder)

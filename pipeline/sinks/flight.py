@@ -49,7 +49,8 @@ class Flight:
     """Counts the delivery callbacks of one batch, new (`encoded`) or from the outbox (`row`)."""
 
     __slots__ = (
-        "_notices", "_rest", "_trouble", "counts", "encoded", "left", "lost", "row", "since", "size", "until"
+        "_notices", "_rest", "_trouble", "counts", "encoded", "left", "lost", "row", "since", "size", "until",
+        "what",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +62,8 @@ class Flight:
             self.encoded, self.row, self.size, records = None, what.id, what.size, what.unpack()
         else:
             self.encoded, self.row, self.size, records = what, 0, 0, what.records
+        self.what = what
+        """What it was made of: should the outbox lose its row, this is where that is still whole."""
         self.counts = what.counts
         self.since = now
         self.lost: Tally = {}

@@ -68,9 +68,11 @@ class KafkaSink:
         self._place, self._boot_id = place, boot_id
         self._connection = Connection(place, dict(properties or {}), partitions, largest)
         self._outbox, self._keeper, self._warn = outbox, keeper, warn
+        outbox.under_way = self._under_way
         self._incoming: deque[Encoded] = deque()
         self._sending: deque[Flight] = deque()  # not all of it is librdkafka's yet
         self._flying: deque[Flight] = deque()
+        self._landed: dict[int, Flight] = {}  # by row: acknowledged, and still in the outbox
         self._trouble = Trouble()
         self._spilling = not outbox.is_empty
         self._row = 0  # the last row of the outbox that was made a flight
@@ -222,7 +224,6 @@ class KafkaSink:
 
     async def _retire(self) -> None:
         """Everything before the first flight that is not acknowledged is safe."""
-        rows: dict[int, Outcome] = {}
         until = 0
         number = len(self._flying)
         while self._flying and not self._flying[0].left:
@@ -235,11 +236,12 @@ class KafkaSink:
                     passage.book("lost", stage, reason, counts)
                 self._keeper.checkpoint(passage, outcome.acknowledged)
             else:
-                rows[flight.row] = outcome
-        if number - len(self._flying) > len(rows):
+                self._landed[flight.row] = flight
+        if number - len(self._flying) > len(self._landed):
             self._keeper.release()
-        if rows:
-            await self._outbox.settle(rows)
+        if self._landed:
+            await self._outbox.settle({row: flight.outcome() for row, flight in self._landed.items()})
+            self._landed.clear()
         if until and await self._outbox.is_told(until):
             self._keeper.complete(until)
             self._keeper.release()
@@ -288,6 +290,10 @@ class KafkaSink:
             await self._wake.wait()
 
     # -- what it knows
+
+    def _under_way(self) -> dict[int, Encoded | Row]:
+        flights = (*self._landed.values(), *self._flying, *self._sending)
+        return {flight.row: flight.what for flight in flights if flight.row}
 
     def _has_unsafe(self) -> bool:
         return bool(self._incoming) or any(f.encoded is not None for f in (*self._flying, *self._sending))

@@ -39,6 +39,8 @@ class Outbox:
         """Events per kind of this attachment that are inside."""
         self.settled = store.settled()
         """What became of this attachment's events that left."""
+        self.under_way: Callable[[], Mapping[int, Encoded | Row]] = dict
+        """Rows by id that the sink has in memory: a broken file does not lose these."""
         self._losses = store.losses()
         self._told: dict[int, int] = {}
         """Losses by id → `until` of the heartbeat that tells them."""
@@ -119,7 +121,8 @@ class Outbox:
 
     async def renew(self, why: str) -> None:
         """See Shelf. Positions stay: what is to be stored may not be stored yet."""
-        self._book(await trio.to_thread.run_sync(self.store.renew, why, (self.counts, self.settled)))
+        known, memory = (self.counts, self.settled), self.under_way()
+        self._book(await trio.to_thread.run_sync(self.store.renew, why, known, memory))
         self._losses = await trio.to_thread.run_sync(self.store.losses)
 
     def _book(self, left: Outcome) -> None:

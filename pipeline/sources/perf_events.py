@@ -60,9 +60,7 @@ class Event(NamedTuple):
 class Events:
     """Call it for each record, in their order."""
 
-    def __init__(
-        self, kinds: Collection[str], program: Callable[[int], ProgramInfo] | None = None
-    ) -> None:
+    def __init__(self, kinds: Collection[str], program: Callable[[int], ProgramInfo] | None = None) -> None:
         """`kinds`: those that are wanted; all else is no event. `program` tells of a BPF program by its id,
         where bpf.program_info may not be asked any more.
         """

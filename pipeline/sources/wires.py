@@ -1,7 +1,7 @@
 """The two ways by which audit records come, alike to audit.py.
 
-    Multicast   netlink (kernel/netlink.py): beside auditd; what finds no room in the socket is lost
-    Kept        a ring of BPF's (bpf/audit.c): records wait there until their event is in ring 1022
+Multicast   netlink (kernel/netlink.py): beside auditd; what finds no room in the socket is lost
+Kept        a ring of BPF's (bpf/audit.c): records wait there until their event is in ring 1022
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -85,7 +84,7 @@ def test_an_outbox_is_damaged_at_rest(
     row("3 outbox damaged", f"SIGKILL while the broker hangs, the outbox {damage}, and run again")
     scene = Scene(attached, broker, f"rest-{list(DAMAGES).index(damage)}")
     with scene.outage(acts):
-        attached.stop(signal.SIGKILL)
+        scene.kill()
         DAMAGES[damage](attached.state / OUTBOX)
         scene.start()
     scene.judge(row)

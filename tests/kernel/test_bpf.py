@@ -148,7 +148,7 @@ def test_a_link_lives_as_long_as_somebody_has_it() -> None:
 def test_programs_and_tracepoints() -> None:
     program = bpf.load_program(bpf.RAW_TRACEPOINT, bpf.NOTHING, "test_program")
     shown = subprocess.run(
-        ["bpftool", "-j", "prog", "show", "name", "test_program"], capture_output=True, check=True
+        ["bpftool", "-j", "prog", "show", "id", str(bpf.object_id(program))], capture_output=True, check=True
     )
     found = json.loads(shown.stdout)
     assert (found["type"], found["gpl_compatible"]) == ("raw_tracepoint", True)

@@ -54,18 +54,19 @@ def test_two_files_are_enough(project: Path, environment: dict[str, str], ground
         return subprocess.check_output([*command, *arguments], cwd=project, env=environment, text=True)
 
     assert "process id of the one that gets it" in answer("schema", "show", NAME)
-    output = (ground / "signals").open("w+")
-    run = subprocess.Popen(
-        [
-            *(*command, "run", "--events", NAME, "--to", "-"),
-            *("--filter", f"target = {os.getpid()} AND number = 10"),
-        ],
-        cwd=project,
-        env=environment,
-        stdout=output,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    said = ground / "signals"
+    with said.open("w") as output:
+        run = subprocess.Popen(
+            [
+                *(*command, "run", "--events", NAME, "--to", "-"),
+                *("--filter", f"target = {os.getpid()} AND number = 10"),
+            ],
+            cwd=project,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
     try:
         eventually(lambda: ask(ground / "adding") or run.poll() is not None, "the run to begin", ATTACHING)
         before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -75,9 +76,9 @@ def test_two_files_are_enough(project: Path, environment: dict[str, str], ground
     finally:
         run.send_signal(signal.SIGINT)
         status = run.wait(PATIENCE)
-    output.seek(0)
-    (record,) = (json.loads(line) for line in output)
-    output.close()
+    (record,) = (
+        found for line in said.read_text().splitlines() if (found := json.loads(line))["kind"] == NAME
+    )
     assert (status, record["surface"], record["schema"]) == (0, "tracepoint", f"{NAME}/1")
     assert (record["number"], record["target"]) == (signal.SIGUSR1, os.getpid())
     assert (record["process"]["pid"], record["process"]["comm"]) == (child, "sh")

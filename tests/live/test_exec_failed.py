@@ -125,7 +125,7 @@ def test_too_many_bytes(live: Live) -> None:
 
 @pytest.mark.vm
 def test_many_strings(live: Live) -> None:
-    argv = [b"%d" % i for i in range(4900)]
+    argv = [b"%d" % i for i in range(3900)]
     record = failed_with(live, execute(NOWHERE, argv, ENVIRONMENT), errno.ENOENT)
     assert record["argv"] == [a.decode() for a in argv]
     assert record["environment"] == ["PATH=/bin", "MARK=***"]
@@ -139,7 +139,7 @@ def test_more_strings_than_can_be_read(live: Live) -> None:
     assert settled["argv"]["state"] == settled["environment"]["state"] == "capped"
     assert settled["argv"]["of"] is None
     had = len(record["argv"])
-    assert had > 4900
+    assert had > 3900
     assert record["argv"] == [a.decode() for a in argv[:had]]
 
 

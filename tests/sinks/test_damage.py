@@ -17,7 +17,7 @@ from pipeline.ledger import zeros
 from pipeline.sinks import persist
 from pipeline.sinks.checkpoint import BookKeeper, restore
 from pipeline.sinks.outbox import Outbox
-from pipeline.store import Outcome, Store
+from pipeline.store import Outcome, Row, Store
 from tests.encoded import Rings, stream, total
 
 SIZE = 40
@@ -217,3 +217,21 @@ async def test_random_damage(tmp_path: Path, seed: int) -> None:
     subject.check_stored()
     for values in subject.taken.values():
         assert values in [batch.records["process"].values for batch in subject.put]
+
+
+async def test_rows_that_the_sink_has_in_memory_are_stored_again(tmp_path: Path) -> None:
+    subject = Subject(tmp_path / "outbox.db")
+    await subject.fill(120)  # more than SQLite remembers
+    rows = await subject.outbox.rows(0, 1 << 30)
+    memory: dict[int, Encoded | Row] = {2: rows[1], 3: subject.put[2]}
+    subject.outbox.under_way = lambda: memory
+    empty(subject.path)
+    await subject.fill(1)
+    assert 0 < subject.lost == subject.told()
+    await subject.empty()
+    assert [subject.taken[id] for id in memory] == [
+        subject.put[id - 1].records["process"].values for id in memory
+    ]
+    assert subject.lost == (len(subject.put) - len(subject.taken)) * SIZE
+    assert 1 not in subject.taken
+    subject.check_stored()
