@@ -173,6 +173,10 @@ def producer(
         {"linger.ms": 2, "compression.type": "lz4", "queue.buffering.max.kbytes": 16384, **properties},
         enable_idempotence=True,
         acks="all",
+        # A partition whose leader begins just now can refuse one batch and take the next: a broker that
+        # knows nothing of a producer takes any number as its first (KAFKA-15591), and librdkafka then holds
+        # the one that it sends again for a double. So none is under way behind another.
+        max_in_flight=1,
         # A record whose time ran out would be lost with a broker that comes back.
         message_timeout_ms=0,
         partitioner="murmur2_random",
