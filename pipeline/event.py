@@ -145,7 +145,7 @@ class Passage:
     chunks: dict[tuple[int, str], int] = field(default_factory=dict)
     """(ring, what) → chunks before those positions that were read, repeat, orphan, malformed, discarded, …"""
     tally: dict[tuple[str, str, str], Ints] = field(default_factory=dict)
-    """(term, stage, reason) → events per kind; term is "filtered" or "lost"."""
+    """(term, stage, reason) → events per kind; term is "filtered" or "lost", or a milestone (`reached`)."""
     beat: Beat | None = None
     """The heartbeat that stands behind this batch's events."""
     told: Told = field(default_factory=dict)
@@ -153,7 +153,13 @@ class Passage:
 
     def book(self, term: Literal["filtered", "lost"], stage: str, reason: str, counts: Ints) -> None:
         """Say why events that came in do not go on: the only way for a stage to drop something."""
-        key = (term, stage, reason)
+        self._add((term, stage, reason), counts)
+
+    def reached(self, milestone: Literal["assembled", "encoded"], counts: Ints) -> None:
+        """Events came so far on their way: no term of the ledger, but shown among its terms."""
+        self._add((milestone, "", ""), counts)
+
+    def _add(self, key: tuple[str, str, str], counts: Ints) -> None:
         self.tally[key] = self.tally.get(key, 0) + counts
 
 

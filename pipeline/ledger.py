@@ -27,9 +27,13 @@ import numpy as np
 from pipeline.event import Ints, Passage, Told
 from pipeline.schema import KINDS, by_number
 
-__all__ = ["TERMS", "Books", "KernelBooks", "RingBooks", "Statement"]
+__all__ = ["SHOWN", "TERMS", "Books", "KernelBooks", "RingBooks", "Statement"]
 
 TERMS = ("attempted", "acknowledged", "filtered", "lost", "in_outbox", "in_flight")
+MILESTONES = ("assembled", "encoded")
+"""How far events came: no terms of the identity."""
+SHOWN = ("attempted", "assembled", "filtered", "encoded", "in_outbox", "acknowledged", "lost", "in_flight")
+"""Both, in the order of an event's way."""
 
 
 def zeros() -> Ints:
@@ -38,7 +42,7 @@ def zeros() -> Ints:
 
 
 Tally = dict[tuple[str, str, str], Ints]
-"""(term, stage, reason) → events per kind; term is "filtered" or "lost"."""
+"""(term, stage, reason) → events per kind; term is "filtered", "lost", or one of MILESTONES."""
 
 
 def add(tally: Tally, other: Mapping[tuple[str, str, str], Ints]) -> None:
@@ -187,7 +191,7 @@ class Statement:
     """Boottime ns: every event before it is acknowledged, filtered, or inside a loss record."""
 
     def term(self, name: str) -> Ints:
-        """Events per kind of filtered or lost."""
+        """Events per kind of filtered or lost, or that came to a milestone."""
         return sum((c for (term, _, _), c in self.tally.items() if term == name), zeros())
 
     @property
@@ -208,6 +212,7 @@ class Statement:
             "lost": self.term("lost"),
             "in_outbox": self.in_outbox,
             "in_flight": self.in_flight,
+            **{name: self.term(name) for name in MILESTONES},
         }
         kinds = {n: s.name for n, s in by_number().items()}
         return {

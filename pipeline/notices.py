@@ -161,7 +161,10 @@ class Heartbeat(Notice):
     balanced: Annotated[bool, said("the ledger adds up, exactly")]
     ledger: Annotated[
         dict[str, dict[str, int]],
-        said("kind, or `all`, → its terms (those that are 0 are left out), since it was attached"),
+        said(
+            "kind, or `all`, → its terms, and how many were `assembled` and `encoded` (what is 0 is left "
+            "out), since it was attached"
+        ),
     ]
     losses: Annotated[
         list[tuple[str, str, dict[str, int]]],

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.chunk import OWN_RINGS
 from pipeline.event import NO_RING, Loss, Told
 from pipeline.kernel.ring import Ring
-from pipeline.ledger import TERMS, Books, Statement, zeros
+from pipeline.ledger import SHOWN, Books, Statement, zeros
 from pipeline.notices import AWAY, HostBlock, Seam, of_loss
 from pipeline.sinks.flight import SINK
 from pipeline.stages.tell import Look
@@ -100,7 +100,7 @@ class Pulse:
 def ledger(statement: Statement) -> dict[str, Any]:
     """The terms of each kind, and why events were lost: as a heartbeat has them, without zeros."""
     plain = statement.to_plain()
-    terms = {"all": {name: plain[name] for name in TERMS}, **plain["events"]}
+    terms = {"all": {name: plain[name] for name in SHOWN}, **plain["events"]}
     losses: dict[tuple[str, str], dict[str, int]] = {}
     for row in plain["losses"]:
         losses.setdefault((row["stage"], row["reason"]), {})[row["kind"]] = row["count"]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.ledger import TERMS
+from pipeline.ledger import SHOWN, TERMS
 
 __all__ = ["console", "mark", "print_ledger", "summary", "table"]
 
@@ -65,9 +65,9 @@ def summary(ledger: Mapping[str, Any]) -> str:
 def print_ledger(out: Console, ledger: Mapping[str, Any], *, rings: bool) -> None:
     """The books for eyes: events per kind, why some were filtered or lost, and, if asked for, every ring."""
     kinds = {kind: terms for kind, terms in ledger["events"].items() if any(terms.values())}
-    headings = [name.replace("_", " ") for name in TERMS]
-    rows = [_numbers(kind, (terms[name] for name in TERMS)) for kind, terms in kinds.items()]
-    rows.append(_numbers("all", (ledger[name] for name in TERMS), style="bold"))
+    headings = [name.replace("_", " ") for name in SHOWN]
+    rows = [_numbers(kind, (terms[name] for name in SHOWN)) for kind, terms in kinds.items()]
+    rows.append(_numbers("all", (ledger[name] for name in SHOWN), style="bold"))
     out.print(table(["kind", *headings], rows, right=headings))
     for name, title in (("filters", "filtered"), ("losses", "lost")):
         if ledger[name]:

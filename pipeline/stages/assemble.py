@@ -212,4 +212,6 @@ class Assemble:
         passage = self._cut.passage()
         for ring in window.evicted(first, window.released):
             passage.chunks[ring, "evicted"] = passage.chunks.get((ring, "evicted"), 0) + 1
-        return Batch(heads, stream, start, size, window.merged.clock, passage, holes)
+        batch = Batch(heads, stream, start, size, window.merged.clock, passage, holes)
+        passage.reached("assembled", batch.counts)
+        return batch

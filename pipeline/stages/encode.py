@@ -69,6 +69,7 @@ class Encode:
             parts.setdefault(kind.schema.family, []).append(_Part(rows, keys, values))
         times = batch.heads["time"] + batch.clock
         records = {family: _in_order(times, some) for family, some in parts.items()}
+        batch.passage.reached("encoded", batch.counts)
         time = (int(times.min()), int(times.max())) if len(batch) else (0, 0)
         return (Encoded(records, batch.counts, batch.passage, time, spans(batch.heads["id"]), batch.clock),)
 

@@ -17,7 +17,7 @@ from pipeline.app import Tap
 from pipeline.chunk import PAYLOAD, ring_of, sequence_of
 from pipeline.columns import Columns
 from pipeline.event import Batch, Beat, Encoded, Pass, Passage
-from pipeline.ledger import zeros
+from pipeline.ledger import TERMS, zeros
 from pipeline.notices import NOTICES
 from pipeline.redact import Redaction
 from pipeline.schema import by_name
@@ -76,7 +76,8 @@ def passes() -> list[Pass]:
 def booked(things: Iterable[Any]) -> Any:
     """Events per kind that are booked on what came."""
     passages = (thing.passage for thing in things if isinstance(thing, Batch | Encoded))
-    return sum((counts for passage in passages for counts in passage.tally.values()), zeros())
+    terms = (item for passage in passages for item in passage.tally.items())
+    return sum((counts for (term, _, _), counts in terms if term in TERMS), zeros())
 
 
 @cache
