@@ -54,7 +54,7 @@ from pipeline.watch import Facts, Watch
 __all__ = ["Pipeline", "Say"]
 
 T = TypeVar("T", bound=Countable)
-SETTLE: Final = 0.05
+SETTLE: Final = 0.2
 """Seconds that programs may still run for after their links are gone."""
 Say: TypeAlias = Callable[[str], None]
 

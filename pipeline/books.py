@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -44,6 +45,9 @@ SOCKET: Final = "control.sock"
 FILE: Final = "ledger.json"
 LOOK: Final = 5.0
 """Seconds between two looks whether the socket is still there."""
+LOOKS: Final = 20
+LAST: Final = 0.05
+"""At the end of an attachment: how often to look whether anything came after all, and seconds between."""
 
 
 class Holder(Protocol):
@@ -223,19 +227,29 @@ def _address(path: Path) -> Iterator[str]:
 
 def _offline(manifest: Manifest, unread_is_lost: bool = False) -> Statement:
     attachment = Attachment(manifest)
+    if unread_is_lost:
+        attachment.remove_links()
     found = stores(manifest)
     books = stored_books(attachment, *found)
     rings = attachment.rings(books)
     tally = books.tally
-    if unread_is_lost:
-        for ring in rings.values():
-            while rest := ring.read():
-                add(tally, {("lost", "ring", "detached"): Pass((rest,), 0, 0).counts})
     outboxes = [store for store in found if store.path.name == OUTBOX]
-    statement = compute(attachment, rings, books, tally, parked=outboxes)
+    for _ in range(LOOKS):
+        if unread_is_lost:
+            _give_up(rings.values(), tally)
+        statement = compute(attachment, rings, books, tally, parked=outboxes)
+        if not unread_is_lost or not statement.in_flight.any():
+            break
+        time.sleep(LAST)  # a program that was running when its link went
     for store in found:
         store.close()
     return statement
+
+
+def _give_up(rings: Iterable[Ring], tally: Tally) -> None:
+    for ring in rings:
+        while rest := ring.read():
+            add(tally, {("lost", "ring", "detached"): Pass((rest,), 0, 0).counts})
 
 
 def _last(state: Path) -> dict[str, Any]:

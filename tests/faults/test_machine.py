@@ -20,11 +20,12 @@ from tests.live.witness import execute
 
 pytestmark = [
     pytest.mark.kernel,
-    pytest.mark.vm,
+    pytest.mark.preempt,
     pytest.mark.skipif(SLOWER == 1, reason="a host's processors and clock are left alone: make vm-test"),
 ]
 
 ONLINE = Path("/sys/devices/system/cpu/cpu1/online")
+EVENTS = "exec,fork,exit"
 HOUR = 3600
 HEARTBEAT = 0.5
 STEPPED = "the clock stepped by"
@@ -33,7 +34,7 @@ STEPPED = "the clock stepped by"
 @pytest.fixture(scope="module")
 def live(make_live: Callable[..., Live]) -> Iterator[Live]:
     live = make_live(kernel__uids=str(UID), heartbeat=str(HEARTBEAT))
-    live.start(events="exec,fork,exit")
+    live.start(events=EVENTS)
     yield live
     assert live.stop() == 0, live.said()
     assert live.ledger()["balanced"]

@@ -187,6 +187,13 @@ class Live:
         """Joins of two hooks that are open now, as the kernel's books count them."""
         return int(self.books()["joins"].sum())
 
+    def skipped(self, *kinds: str) -> int:
+        """Events that the kernel skipped since the run began, at most: where a program may be preempted (7.3,
+        by default), another thread's run of it is left out, and booked.
+        """
+        losses = self.ledger()["losses"]
+        return sum(row["count"] for row in losses if row["reason"] == "skipped" and row["kind"] in kinds)
+
     def said(self) -> str:
         """What `run` wrote."""
         return self._output.read_text(errors="replace")

@@ -251,7 +251,7 @@ def test_threads_that_race_to_accept(sockets: Sockets) -> None:
             thread.join()
         assert len(taken) == 40
         found = sockets.of(*taken)
-        assert len(found) == 40
+        assert 40 - sockets.live.skipped("accept") <= len(found) <= 40
         for record in found:
             tid, said = taken[record["socket"]]
             same(record, {**said, "process.tid": tid})

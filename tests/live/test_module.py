@@ -12,6 +12,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,8 +44,9 @@ class Module:
     image: bytes
 
     @classmethod
+    @cache
     def find(cls, name: str) -> Module:
-        """By its name, wherever this kernel keeps it."""
+        """By its name, wherever this kernel keeps it: a long look, inside a virtual machine."""
         folder = Path("/lib/modules") / os.uname().release / "kernel"
         path = next(folder.rglob(f"{name.replace('_', '[-_]')}.ko*"))
         data = path.read_bytes()

@@ -218,7 +218,10 @@ def test_threads_that_race(memory: Memory, folder: bytes) -> None:
     if memory.surface == "sys_exit":  # it does not know the file of an mprotect
         for made in done.facts["made"].values():
             made[1::2] = [[kind, address, None] for kind, address, _ in made[1::2]]
-    assert told == done.facts["made"]
+    kept = {tid: [event for event in made if event in told[tid]] for tid, made in done.facts["made"].items()}
+    assert told == kept
+    missing = sum(map(len, done.facts["made"].values())) - sum(map(len, told.values()))
+    assert missing <= memory.live.skipped("mmap", "mprotect")
 
 
 def test_a_storm_leaves_nothing_open(memory: Memory) -> None:
@@ -240,4 +243,4 @@ def test_a_storm_leaves_nothing_open(memory: Memory) -> None:
     assert told == done.facts["errors"]
     eventually(lambda: memory.live.joins() == 0, "the last join to end")
     events = memory.live.ledger()["events"]
-    assert not events["mmap"]["lost"] + events["mprotect"]["lost"]
+    assert events["mmap"]["lost"] + events["mprotect"]["lost"] == memory.live.skipped("mmap", "mprotect")

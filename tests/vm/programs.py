@@ -64,9 +64,11 @@ def main(name: str, marker: str) -> None:
             found = chooser.Chooser(load({**state, "events": "all"}, environ={}))
             found.matrix(found.try_all()[1])
         else:
-            from tests.live.test_preempt import EVENTS
+            from tests.faults import test_machine
+            from tests.live import test_preempt
 
-            chooser.Chooser(load({**state, "events": EVENTS}, environ={})).try_all()
+            for events in (test_preempt.EVENTS, test_machine.EVENTS):
+                chooser.Chooser(load({**state, "events": events}, environ={})).try_all()
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ def test_each_kernel_runs_its_tests(ran: dict[str, list[Any]], capsys: pytest.Ca
     kernel, command, options = ran["6.12-preempt"]
     assert (kernel, options) == ("6.12", ("preempt=full",))
     assert marked(command) == "preempt"
-    assert [word for word in command if word.startswith("tests/")] == ["tests/live/test_preempt.py"]
+    files = ["tests/faults/test_machine.py", "tests/live/test_preempt.py"]
+    assert [word for word in command if word.startswith("tests/")] == files
     assert len(capsys.readouterr().out.splitlines()) == 5
 
 
