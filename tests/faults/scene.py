@@ -28,8 +28,10 @@ WAITING = 300
 class Scene:
     """A run into topics of its own, execs while the broker hangs, and what became of them."""
 
-    def __init__(self, live: Live, broker: Broker, prefix: str) -> None:
+    def __init__(self, live: Live, broker: Broker, prefix: str, address: str = "") -> None:
+        """`address`: which of the broker's, where it has several."""
         self.live, self.prefix, self._broker = live, prefix, broker
+        self._to = f"kafka://{address or broker.address}/{prefix}"
         self.executed: set[Mark] = set()
         self.killed = False
         self.start()
@@ -37,7 +39,7 @@ class Scene:
         self.before = settled(live)
 
     def start(self) -> None:
-        self.live.start("--to", f"kafka://{self._broker.address}/{self.prefix}", events=KINDS)
+        self.live.start("--to", self._to, events=KINDS)
 
     @contextmanager
     def outage(self, acts: bytes) -> Iterator[None]:

@@ -16,7 +16,7 @@ from pipeline.chunk import PAYLOAD, STRIDE
 from pipeline.columns import Columns
 from pipeline.event import Batch, Encoded, Ints
 from pipeline.kernel.layout import AREA_SIZE
-from pipeline.ledger import Books, zeros
+from pipeline.ledger import SHOWN, Books, zeros
 from pipeline.notices import LOSS
 from pipeline.redact import Redaction
 from pipeline.schema import by_name, by_number
@@ -128,7 +128,7 @@ def test_fuzzed_chunks(row: Row) -> None:
     books = run.keeper.books
     fates = {fate: sum(ring.other.get(fate, 0) for ring in books.rings.values()) for fate in FATES[1:]}
     read = sum(ring.read for ring in books.rings.values())
-    terms = {"lost": zeros(), "filtered": zeros()}
+    terms = {name: zeros() for name in SHOWN}
     for (term, _, _), counts in books.tally.items():
         terms[term] += counts
     row.saw(
@@ -154,6 +154,8 @@ def test_fuzzed_chunks(row: Row) -> None:
     assert not run.held().any()
     assert run.events == int(fuzz.events.sum())
     assert (books.acknowledged + terms["filtered"]).tolist() == fuzz.events.tolist()
+    assert terms["assembled"].tolist() == fuzz.events.tolist()
+    assert terms["encoded"].tolist() == books.acknowledged.tolist()
     malformed = books.tally["lost", "merge", "malformed"]
     assert terms["lost"].tolist() == malformed.tolist()
     assert run.records == [int(books.acknowledged.sum()), run.gaps]

@@ -20,8 +20,10 @@ from tests.vm.report import Result, read, table, troubles
 __all__ = ["JOBS", "Job", "run_all"]
 
 RESULTS: Final = STATE / "results"
-TIMEOUT: Final = 900
-"""Seconds after which a machine hangs; one that has the host for itself takes about four minutes."""
+TIMEOUT: Final = 1800
+"""Seconds after which a machine hangs. It takes five minutes; a quarter of an hour where nothing of it is in
+the host's page cache.
+"""
 ONE_TEST: Final = 600
 """Seconds that one test may take there; the first attaches."""
 
