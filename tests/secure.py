@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import trustme
 from confluent_kafka.admin import (
     AdminClient,
@@ -20,7 +21,7 @@ from cryptography.hazmat.primitives import serialization
 from config.kafka.broker import choose_port
 from tests.broker import Broker
 
-__all__ = ["PASSWORD", "USER", "Secure", "secure"]
+__all__ = ["PASSWORD", "USER", "Secure", "guarded", "secure"]
 
 USER = "promissory"
 PASSWORD = "n0b0dy-kn0ws"
@@ -49,6 +50,13 @@ class Secure:
             "sasl.password": password,
             "ssl.ca.location": str(self.folder / f"{ca}.pem"),
         }
+
+    def settings(self, file: Path) -> dict[str, str]:
+        """Keys of our configuration, joined by two lines; `file` takes the password."""
+        login = self.login()
+        file.write_text(login.pop("sasl.password"))
+        login["sasl.password.file"] = str(file)
+        return {f"kafka__{name.replace('.', '_')}": value for name, value in login.items()}
 
     def let_in(self, password: str) -> None:
         """Set the user's password, over the listener that asks nobody."""
@@ -100,6 +108,15 @@ def secure(folder: Path) -> Iterator[Secure]:
         made = Secure(broker, ports, folder)
         made.let_in(PASSWORD)
         yield made
+
+
+@pytest.fixture
+def guarded(ground: Path) -> Iterator[Secure]:
+    """A broker that wants TLS and SCRAM; nobody but root can read its certificates and keys."""
+    folder = ground / "secure"
+    folder.mkdir(mode=0o700)
+    with secure(folder) as broker:
+        yield broker
 
 
 def _key(certificate: trustme.LeafCert) -> bytes:

@@ -49,8 +49,7 @@ class Flight:
     """Counts the delivery callbacks of one batch, new (`encoded`) or from the outbox (`row`)."""
 
     __slots__ = (
-        "_notices", "_rest", "_trouble", "counts", "encoded", "left", "lost", "row", "since", "size", "until",
-        "what",
+        "_notices", "_rest", "_trouble", "counts", "left", "lost", "row", "since", "size", "until", "what"
     )  # fmt: skip
 
     def __init__(
@@ -59,9 +58,9 @@ class Flight:
         """`boot_id`: the boot whose heartbeats count."""
         records: Mapping[str, Records]
         if isinstance(what, Row):
-            self.encoded, self.row, self.size, records = None, what.id, what.size, what.unpack()
+            self.row, self.size, records = what.id, what.size, what.unpack()
         else:
-            self.encoded, self.row, self.size, records = what, 0, 0, what.records
+            self.row, self.size, records = 0, 0, what.records
         self.what = what
         """What it was made of: should the outbox lose its row, this is where that is still whole."""
         self.counts = what.counts
@@ -77,6 +76,11 @@ class Flight:
             zip(repeat(place.topic(family)), r.keys, r.values, r.times, strict=False)
             for family, r in records.items()
         )
+
+    @property
+    def encoded(self) -> Encoded | None:
+        """The batch, as long as the outbox has no row of it."""
+        return None if self.row or isinstance(self.what, Row) else self.what
 
     def send(self, producer: Producer) -> bool:
         """Give records to librdkafka; True when all are given, False when its queue is full."""

@@ -274,7 +274,7 @@ class KafkaSink:
         incoming = len(self._incoming)
         ids = await self._outbox.put(batches)
         for flight, id in zip(flights, ids, strict=False):
-            flight.encoded, flight.row = None, id
+            flight.row = id
         self._flying = deque(f for f in self._flying if f.row)
         self._sending = deque(f for f in self._sending if f.row)
         for _ in range(incoming):

@@ -21,7 +21,9 @@ from tests.live.witness import execute
 pytestmark = [
     pytest.mark.kernel,
     pytest.mark.preempt,
-    pytest.mark.skipif(SLOWER == 1, reason="a host's processors and clock are left alone: make vm-test"),
+    pytest.mark.skipif(
+        SLOWER == 1, reason="NOT TESTED: a host's processors and clock are left alone: make vm-test"
+    ),
 ]
 
 ONLINE = Path("/sys/devices/system/cpu/cpu1/online")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from tests.faults.conftest import Row
 from tests.faults.scene import Scene
 from tests.faults.storms import UID, Storms
 from tests.live.run import Live
-from tests.secure import PASSWORD, Secure, secure
+from tests.secure import PASSWORD, Secure, guarded
 from tests.test_privilege import confined
 
-__all__ = ["confined"]
+__all__ = ["confined", "guarded"]
 
 pytestmark = pytest.mark.kernel
 
@@ -31,14 +31,6 @@ def test_what_it_may_not_do(confined: dict[str, Any], row: Row) -> None:
     assert set(denied.values()) <= {"EPERM", "EACCES"}, denied
 
 
-@pytest.fixture
-def guarded(ground: Path) -> Iterator[Secure]:
-    folder = ground / "secure"
-    folder.mkdir(mode=0o700)
-    with secure(folder) as broker:
-        yield broker
-
-
 @pytest.mark.kafka
 def test_tls_and_scram(
     make_live: Callable[..., Live], guarded: Secure, acts: bytes, ground: Path, row: Row
@@ -48,12 +40,7 @@ def test_tls_and_scram(
         "a broker that wants TLS and SCRAM-SHA-512 and knows another password at first; execs all the time",
     )
     guarded.let_in("an0ther")
-    login = guarded.login()
-    file = ground / "password"
-    file.write_text(login.pop("sasl.password"))
-    login["sasl.password.file"] = str(file)
-    settings = {f"kafka__{name.replace('.', '_')}": value for name, value in login.items()}
-    live = make_live(kernel__uids=str(UID), **settings)
+    live = make_live(kernel__uids=str(UID), **guarded.settings(ground / "password"))
     scene = Scene(live, guarded.broker, "secure", guarded.address())
     with Storms(acts, pause=10_000) as storms:
         scene.until(lambda: live.ledger()["in_outbox"], "the outbox to take what the broker does not")

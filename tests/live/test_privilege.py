@@ -20,8 +20,10 @@ from tests.live import run
 from tests.live.conftest import NUMBERS
 from tests.live.run import PATIENCE, Live, eventually
 from tests.live.witness import execute
-from tests.secure import PASSWORD, Secure, secure
+from tests.secure import PASSWORD, Secure, guarded
 from tests.test_privilege import UNPRIVILEGED, unprivileged
+
+__all__ = ["guarded"]
 
 pytestmark = pytest.mark.kernel
 HOUSE = HOME.parent
@@ -87,15 +89,6 @@ def closed(ground: Path) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture
-def guarded(ground: Path) -> Iterator[Secure]:
-    """The broker; nobody but root can read its certificates and keys."""
-    folder = ground / "secure"
-    folder.mkdir(mode=0o700)
-    with secure(folder) as broker:
-        yield broker
-
-
 @pytest.mark.kafka
 def test_it_does_its_work_where_only_root_can_look(
     ground: Path, closed: Path, guarded: Secure, acts: bytes, monkeypatch: pytest.MonkeyPatch
@@ -104,11 +97,8 @@ def test_it_does_its_work_where_only_root_can_look(
     monkeypatch.setattr(run, "COMMAND", (str(closed / "environment/bin/python"), "-m", "pipeline.cli"))
     monkeypatch.chdir(closed / "house")
     guarded.let_in("an0ther")
-    login = guarded.login()
-    (closed / "password").write_text(login.pop("sasl.password"))
-    login["sasl.password.file"] = str(closed / "password")
-    settings = {f"PROMISSORY_KAFKA__{name.upper().replace('.', '_')}": v for name, v in login.items()}
-    settings["PROMISSORY_TOPIC__PARTITIONS"] = "1"
+    keys = {**guarded.settings(closed / "password"), "topic__partitions": "1"}
+    settings = {f"PROMISSORY_{key.upper()}": value for key, value in keys.items()}
     live = Live(ground / f"state-{next(NUMBERS)}", closed / "bpf" / "promissory", settings)
     try:
         ours = ("--filter", f"executable = '{acts.decode()}'")
