@@ -62,6 +62,7 @@ class Loader(Chooser):
         pins.clear(self.config.pins)  # what a loader left that was killed
         attempt, hooks = self.try_all(pipeline)
         kinds = self._working(hooks)
+        processes = self._processes(attempt, kinds)
         manifest = Manifest(
             boot_id=boot_id(),
             attached=time.time_ns(),
@@ -71,7 +72,7 @@ class Loader(Chooser):
             entries=self.entries,
             kinds=kinds,
             hooks=hooks,
-            processes=self._processes(attempt, kinds),
+            processes=processes,
             generation=1,
             made=self._made,
             layout=likeness.laid_out(kinds),

@@ -47,7 +47,7 @@ class Manifest:
 
     boot_id: str
     attached: int
-    """ns since the epoch."""
+    """Since when every process's program is known, ns since the epoch."""
     pins: str
     state: str
     rings: dict[int, int]

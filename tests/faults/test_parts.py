@@ -54,7 +54,7 @@ def test_trouble_is_said_and_the_end_has_a_deadline(
     row(
         "8 self-watch, shutdown",
         f"broker stopped, outbox of 64 KiB full, rings of 256 KiB filling; SIGTERM, deadline {DEADLINE} s; "
-        "broker goes on, next run",
+        "next run, broker goes on",
     )
     to = f"kafka://{broker.address}/parts"
     live.start("--to", to, events=KINDS)
@@ -72,8 +72,10 @@ def test_trouble_is_said_and_the_end_has_a_deadline(
     status = live.stop(signal.SIGTERM)
     took = time.monotonic() - began
     left = live.ledger()
-    broker.resume()
+    before = live.said().count(texts[1])
     live.start("--to", to, events=KINDS)
+    eventually(lambda: live.said().count(texts[1]) > before, "the next run to say it too")
+    broker.resume()
     ledger = settled(live, 3 * PATIENCE)
     eventually(lambda: said(live, "over: "), "the trouble to be over")
     assert live.stop(signal.SIGTERM) == 0, live.said()

@@ -128,6 +128,7 @@ class Live:
 
     def spawn(self, *flags: str, events: str = ALL) -> subprocess.Popen[bytes]:
         """Begin `run`, and wait for nothing."""
+        self._kill()
         with self._output.open("ab") as output:
             self.process = subprocess.Popen(
                 [*COMMAND, "run", "--state", str(self.state), "--events", events, "--quiet", *flags],
@@ -153,12 +154,16 @@ class Live:
 
     def clean(self) -> None:
         """Leave nothing behind, whatever happened."""
+        self._kill()
+        if self.pins.exists():
+            self.command("detach", "--state", str(self.state))
+
+    def _kill(self) -> None:
+        """What a test that failed left alive is not the next one's trouble."""
         if self.process:
             self.process.kill()
             self.process.wait()
             self.process = None
-        if self.pins.exists():
-            self.command("detach", "--state", str(self.state))
 
     @property
     def kinds(self) -> dict[str, str]:
