@@ -243,4 +243,6 @@ def test_a_storm_leaves_nothing_open(memory: Memory) -> None:
     assert told == done.facts["errors"]
     eventually(lambda: memory.live.joins() == 0, "the last join to end")
     events = memory.live.ledger()["events"]
-    assert events["mmap"]["lost"] + events["mprotect"]["lost"] == memory.live.skipped("mmap", "mprotect")
+    skipped = memory.live.skipped("mmap", "mprotect")
+    # A call whose end the kernel skipped is found again by its join, which expires.
+    assert skipped <= events["mmap"]["lost"] + events["mprotect"]["lost"] <= 2 * skipped
