@@ -19,10 +19,10 @@ setup:
 run:
 	@config/run.sh $(if $(DURATION),--duration $(DURATION)) $(ARGS)
 
-#> make test         every check and every test on this kernel [ARGS='...' for pytest]
+#> make test         every check and every test, on this kernel and on Debian's [ARGS='...' for pytest: this one alone]
 test: lint vm-kernels
-	@.venv/bin/pytest $(ARGS)
-	@echo "not run: make vm-test (the same live tests inside Debian's kernels: ten minutes, half an hour the first time)"
+	@status=0; .venv/bin/pytest $(ARGS) || status=$$?; \
+	$(if $(ARGS),echo "not run: make vm-test",$(python) -m tests.vm test || status=$$?); exit $$status
 
 #> make fault-test   every fault that can be made, in short; writes docs/faults.md (make test runs them too)
 fault-test:

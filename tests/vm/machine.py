@@ -36,8 +36,14 @@ FLAGS: Final = (
     *("--mods", "auto", "--disable-kvm", "--rw", "--memory", "2G", "--cpus", str(CPUS), "--cwd", str(HERE)),
     *("--verbose", "--show-boot-console", "--kopt=lsm=lockdown,capability,landlock,yama,bpf"),
 )
-CACHED: Final = "local,path=/,mount_tag=cached,security_model=none,multidevs=remap"
-"""The host's root once more, for inside.sh to mount with a cache."""
+QEMU: Final = (
+    *("-virtfs", "local,path=/,mount_tag=cached,security_model=none,multidevs=remap"),
+    *("-accel", "tcg,thread=single"),
+)
+"""The host's root once more, for inside.sh to mount with a cache. One thread for all processors of a machine,
+which take turns: with a thread each, two machines on two cores wait for one another's processors more than
+they work (a first attach took nine minutes in place of one); one machine alone is no faster for it.
+"""
 ENDS_WITH_US: Final = (
     "sh",
     "-c",
@@ -105,7 +111,7 @@ def run(
         script = f"busybox sh {INSIDE} {folder} {HERE}"
         mine = ["--kimg", str(image), "--script-sh", script, *(f"--kopt={option}" for option in options)]
         with subprocess.Popen(
-            [*ENDS_WITH_US, str(VIRTME), *FLAGS, *mine, "--qemu-opts", "-virtfs", CACHED],
+            [*ENDS_WITH_US, str(VIRTME), *FLAGS, *mine, "--qemu-opts", *QEMU],
             stdin=subprocess.PIPE,
             stdout=console,
             stderr=console,

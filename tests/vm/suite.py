@@ -20,10 +20,8 @@ from tests.vm.report import Result, read, table, troubles
 __all__ = ["JOBS", "Job", "run_all"]
 
 RESULTS: Final = STATE / "results"
-TIMEOUT: Final = 1800
-"""Seconds after which a machine hangs. It takes five minutes; a quarter of an hour where nothing of it is in
-the host's page cache.
-"""
+TIMEOUT: Final = 1200
+"""Seconds after which a machine hangs. It takes some five minutes."""
 ONE_TEST: Final = 600
 """Seconds that one test may take there; the first attaches."""
 
