@@ -65,9 +65,9 @@ def main(name: str, marker: str) -> None:
             found.matrix(found.try_all()[1])
         else:
             from tests.faults import test_machine
-            from tests.live import test_preempt
+            from tests.live import test_budget, test_preempt
 
-            for events in (test_preempt.EVENTS, test_machine.EVENTS):
+            for events in (test_preempt.EVENTS, test_machine.EVENTS, test_budget.FLOODED):
                 chooser.Chooser(load({**state, "events": events}, environ={})).try_all()
 
 
