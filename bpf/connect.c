@@ -147,20 +147,20 @@ PROGRAM(connect_changed)
     u64 sk = ctx->args[0];
     int before = ctx->args[1], after = ctx->args[2];
     u32 ring = bpf_get_smp_processor_id(), zero = 0;
-    struct books *book = books.lookup(&ring);
-    struct settings *set = settings.lookup(&zero);
-    if (!book || !set)
-        return 0;
 #ifdef WITH_connect_sys_exit
     if (after == TCP_SYN_SENT && is_called(sk)) {
         struct connecting called = {.phase = CALLING};
-        connecting_add(book, sk, &called);
+        struct books *book = books.lookup(&ring);
+        if (book)
+            connecting_add(book, sk, &called);
     }
 #endif
-    if (is_open(after))
+    struct connecting *connecting = is_open(after) ? 0 : connectings.lookup(&sk);
+    if (!connecting) // nearly all changes end here
         return 0;
-    struct connecting *connecting = connectings.lookup(&sk);
-    if (!connecting)
+    struct books *book = books.lookup(&ring);
+    struct settings *set = settings.lookup(&zero);
+    if (!book || !set)
         return 0;
     u32 error = after == TCP_CLOSE && is_open(before) ? failure(sk) : 0;
 #ifdef WITH_connect_sys_exit

@@ -192,13 +192,15 @@ async def answer(state: Path, statement: Callable[[], Statement]) -> None:
 
 
 async def _listen(state: Path, statement: Callable[[], Statement]) -> None:
-    """Answer as long as the socket has its name."""
-    path = state / SOCKET
+    """Answer as long as the socket has its name. It has it when somebody listens: who finds it is heard."""
+    path, new = state / SOCKET, state / f"{SOCKET}.new"
+    new.unlink(missing_ok=True)
     with trio.socket.socket(trio.socket.AF_UNIX) as listener:
-        with _address(path) as address:
+        with _address(new) as address:
             await listener.bind(address)
-        path.chmod(0o600)
+        new.chmod(0o600)
         listener.listen(8)
+        new.rename(path)
         while path.exists():
             with trio.move_on_after(LOOK):
                 connection, _ = await listener.accept()

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from tests.bench import (
     drain,
@@ -41,6 +42,7 @@ MODULES = {
     "spread": spread.measure,
     "perf": perf.measure,
 }
+BPFFS = Path("/sys/fs/bpf")
 
 
 def main() -> int:
@@ -54,6 +56,11 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.names) - set(MODULES):
         parser.error(f"no such figure: {', '.join(sorted(unknown))}")
+    if strays := sorted(BPFFS.glob("promissory*")):
+        parser.error(
+            f"other probes are attached and would be measured too: {', '.join(map(str, strays))}; "
+            "promissory detach, or, where a test left them, remove that folder"
+        )
     where, begin = machine(), time.monotonic()
     print(where)
     chosen: dict[str, Callable[[], Part]] = {**MODULES, "memory": partial(memory.measure, options.long)}

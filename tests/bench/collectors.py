@@ -21,7 +21,7 @@ from tests.bench.idle import live
 from tests.bench.slowdown import Switch, beside
 from tests.live.run import eventually
 
-__all__ = ["PEERS", "CannotError", "Peer"]
+__all__ = ["PEERS", "CannotError", "Peer", "promissory"]
 
 
 class CannotError(Exception):
@@ -62,14 +62,21 @@ class Peer:
 
 
 @contextmanager
-def _promissory() -> Iterator[Ready]:
+def promissory() -> Iterator[Switch]:
+    """With its default events."""
     with live() as run:
         done = run.command("attach", "--state", str(run.state))
         assert not done.returncode, done.stderr
         run.start(events="")
         beside(run)
-        yield Switch(run).on
+        yield Switch(run)
         run.stop()
+
+
+@contextmanager
+def _promissory() -> Iterator[Ready]:
+    with promissory() as switch:
+        yield switch.on
 
 
 @contextmanager

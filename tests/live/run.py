@@ -116,6 +116,7 @@ class Live:
 
     def start(self, *flags: str, events: str = ALL) -> None:
         """Begin `run`, and wait until it answers for its ledger."""
+        self._kill()
         self.spawn(*flags, events=events)
         self.await_answer()
 
@@ -128,7 +129,6 @@ class Live:
 
     def spawn(self, *flags: str, events: str = ALL) -> subprocess.Popen[bytes]:
         """Begin `run`, and wait for nothing."""
-        self._kill()
         with self._output.open("ab") as output:
             self.process = subprocess.Popen(
                 [*COMMAND, "run", "--state", str(self.state), "--events", events, "--quiet", *flags],
