@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final, Literal
@@ -22,6 +23,7 @@ from tests.bench.loads import Loads
 from tests.bench.programs import Spent
 from tests.bench.result import Figure, Part, Table, figure, tried
 from tests.bench.slowdown import ENVIRONMENT, STORM_CPU
+from tests.live.run import SLOWER
 
 __all__ = ["measure"]
 
@@ -30,6 +32,8 @@ BLOCK: Final = 0.2
 """Seconds."""
 FIRST: Final = 100
 """Cycles that tell how long one takes."""
+REST: Final = 0.5 * SLOWER
+"""Seconds for a collector to be done with what it got: the next block is without it."""
 GOAL: Final[tuple[Literal["<="], float]] = ("<=", 2)
 """Per cent, …"""
 EXEMPT: Final = ("exec", "fork")
@@ -88,6 +92,7 @@ def _measure(peer: Peer, storms: Mapping[str, Storm], pairs: int) -> Result:
             with on():
                 for name, storm in mine.items():
                     more[name].append(100 * (storm(times[name]) / base[name][-1] - 1))
+            time.sleep(REST)
     return {name: (statistics.median(base[name]), statistics.median(more[name])) for name in mine}
 
 
