@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline import books, credentials, folder, place, privilege
+from pipeline import books, credentials, folder, place, priority, privilege
 from pipeline.app import Pipeline, Say
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -60,6 +60,7 @@ async def run(config: Config, *, say: Say) -> int:
             opened.know(ourselves())
             feeds = stack.enter_context(closing(Feeds(config, opened, user)))
             privilege.keep_modules(user)
+            priority.take(config.nice, say)
             privilege.drop(user)
             judge = Judge(config.filter, say) if config.filter else None
             pipeline = Pipeline(config, target, opened, feeds.all, judge, say)
