@@ -40,7 +40,7 @@ vm-test: vm-kernels
 
 #> make vm-bench     what storms pay inside one of them, beside other collectors: docs/benchmarks-vm.md
 vm-bench: vm-kernels
-	@$(python) -m tests.vm run 6.12 --timeout 3000 -- $(python) -m tests.bench overhead --report benchmarks-vm
+	@$(python) -m tests.vm run 6.12 --alone --timeout 3000 -- $(python) -m tests.bench overhead --report benchmarks-vm
 
 # What cannot be fetched is said, and fails a test only in continuous integration.
 vm-kernels:

@@ -1,10 +1,10 @@
 """The pipeline's share of the processors: what keeps all of them busy must not keep it from its rings.
 
-Measured (Linux 6.18, two cores, a storm of execs on each): as every process has it, the pipeline did not run
-at all for 11 s, and of a million execs 945,111 were lost (booked, all of them). Processes that are new go
-first, again and again, and who waits is moved from core to core. Its nice value alone changed nothing, nor did a
-shorter slice: the scheduler weighs sessions (sched(7), autogroup) before what is in them. With its session's
-value too it runs as soon as there is something to read: 19,212 of the million were lost.
+Measured (Linux 6.18, two cores, a storm of execs on each): as every process has it, the pipeline did not
+run at all for 11 s, and of a million execs 945,111 were lost (booked, all of them). Processes that are new
+go first, again and again, and who waits is moved from core to core. Its nice value alone changed nothing,
+nor did a shorter slice: the scheduler weighs sessions (sched(7), autogroup) before what is in them. With
+its session's value too it runs as soon as there is something to read: 19,212 of the million were lost.
 
 Rejected: real-time scheduling. It does the same, and where there is one processor it lets nobody else run for
 as long as there is much to read.

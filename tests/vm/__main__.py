@@ -26,6 +26,9 @@ def parser() -> argparse.ArgumentParser:
     running.add_argument("kernel", choices=[*MATRIX])
     running.add_argument("--append", action="append", default=[], metavar="OPTION", help="a kernel option")
     running.add_argument("--timeout", type=float, default=900, help="seconds")
+    running.add_argument(
+        "--alone", action="store_true", help="no other machine runs: a thread for each processor"
+    )
     running.add_argument("command", nargs="+")
     testing = commands.add_parser("test", help="run the tests inside each")
     testing.add_argument("machines", nargs="*", metavar="MACHINE", help=", ".join(job.name for job in JOBS))
@@ -47,7 +50,14 @@ def main() -> int:
         kernel = MATRIX[asked.kernel]
         fetch(kernel)
         output = sys.stdout.buffer
-        return run(kernel, asked.command, output=output, options=asked.append, timeout=asked.timeout)
+        return run(
+            kernel,
+            asked.command,
+            output=output,
+            options=asked.append,
+            timeout=asked.timeout,
+            alone=asked.alone,
+        )
     except (Missing, Broken) as error:
         print(f"vm: {error}", file=sys.stderr)
         return NOT_RUN

@@ -36,14 +36,8 @@ FLAGS: Final = (
     *("--mods", "auto", "--disable-kvm", "--rw", "--memory", "2G", "--cpus", str(CPUS), "--cwd", str(HERE)),
     *("--verbose", "--show-boot-console", "--kopt=lsm=lockdown,capability,landlock,yama,bpf"),
 )
-QEMU: Final = (
-    *("-virtfs", "local,path=/,mount_tag=cached,security_model=none,multidevs=remap"),
-    *("-accel", "tcg,thread=single"),
-)
-"""The host's root once more, for inside.sh to mount with a cache. One thread for all processors of a machine,
-which take turns: with a thread each, two machines on two cores wait for one another's processors more than
-they work (a first attach took nine minutes in place of one); one machine alone is no faster for it.
-"""
+CACHED: Final = "local,path=/,mount_tag=cached,security_model=none,multidevs=remap"
+"""The host's root once more, for inside.sh to mount with a cache."""
 ENDS_WITH_US: Final = (
     "sh",
     "-c",
@@ -94,12 +88,18 @@ def run(
     output: BinaryIO,
     options: Sequence[str] = (),
     timeout: float = 900,
+    alone: bool = False,
     began: Callable[[], None] = lambda: None,
 ) -> int:
     """Boot a kernel with more kernel `options`, run a command in the project's folder as root; its status.
 
     `output` gets what it writes, as it comes; `began` is called when it is our turn. Raises Broken when the
     machine does not come up, or after `timeout` seconds.
+
+    All processors of a machine take turns in one thread: with a thread each, two machines on two cores wait
+    for one another's processors more than they work (a first attach took nine minutes in place of one).
+    `alone`: no other machine runs, so that each processor may have a thread; for measuring, since it is no
+    faster.
     """
     ready()
     image = kernel.image
@@ -109,9 +109,11 @@ def run(
         (folder / "command").write_text(f"{settings}exec {shlex.join(command)}\n")
         (folder / "output").touch()
         script = f"busybox sh {INSIDE} {folder} {HERE}"
+        threads = "multi" if alone else "single"
+        emulator = ["--qemu-opts", "-virtfs", CACHED, "-accel", f"tcg,thread={threads}"]
         mine = ["--kimg", str(image), "--script-sh", script, *(f"--kopt={option}" for option in options)]
         with subprocess.Popen(
-            [*ENDS_WITH_US, str(VIRTME), *FLAGS, *mine, "--qemu-opts", *QEMU],
+            [*ENDS_WITH_US, str(VIRTME), *FLAGS, *mine, *emulator],
             stdin=subprocess.PIPE,
             stdout=console,
             stderr=console,
