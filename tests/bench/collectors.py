@@ -19,9 +19,13 @@ from typing import Final
 
 from tests.bench.idle import live
 from tests.bench.slowdown import Switch, beside
-from tests.live.run import eventually
+from tests.live.run import SLOWER, eventually
 
 __all__ = ["PEERS", "CannotError", "Peer", "promissory"]
+
+
+BEGIN: Final = 60 * SLOWER
+"""Seconds that a peer may take to begin."""
 
 
 class CannotError(Exception):
@@ -59,6 +63,8 @@ class Peer:
     needs: str
     """The command without which it cannot be measured."""
     ready: Callable[[], AbstractContextManager[Ready]]
+    compiles: bool = False
+    """Each time that it is put in force."""
 
 
 @contextmanager
@@ -121,7 +127,7 @@ def _command(*command: str, first: float = 3.0) -> Callable[[], AbstractContextM
     def on() -> Iterator[None]:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         programs = _programs()
-        eventually(lambda: _programs() > programs or process.poll() is not None, command[0], 60.0)
+        eventually(lambda: _programs() > programs or process.poll() is not None, command[0], BEGIN)
         time.sleep(first / 3)  # its other programs
         if process.poll() is not None:
             said = process.communicate()[1].decode().strip().splitlines() or ["nothing said"]
@@ -158,6 +164,7 @@ PEERS: Final[Sequence[Peer]] = (
         "of processes; loss is a count on the terminal",
         "execsnoop",
         _command("execsnoop"),
+        compiles=True,
     ),
     Peer(
         "bcc tcpconnect",
@@ -165,6 +172,7 @@ PEERS: Final[Sequence[Peer]] = (
         "all but TCP connects; accepts; failures; who the process is beyond pid and comm",
         "tcpconnect",
         _command("tcpconnect"),
+        compiles=True,
     ),
     Peer(
         "bpftrace, execs",
@@ -172,6 +180,7 @@ PEERS: Final[Sequence[Peer]] = (
         "all but pid, comm and 16 arguments of an execve that may yet fail",
         "bpftrace",
         _command("bpftrace", "-e", EXECS),
+        compiles=True,
     ),
     Peer(
         "bpftrace, connects",
@@ -179,5 +188,6 @@ PEERS: Final[Sequence[Peer]] = (
         "all but pid and comm of TCP connects",
         "bpftrace",
         _command("bpftrace", "-e", CONNECTS),
+        compiles=True,
     ),
 )

@@ -28,6 +28,8 @@ from tests.live.run import SLOWER
 __all__ = ["measure"]
 
 PAIRS: Final = 8
+SLOW_PAIRS: Final = 2
+"""Of a peer that compiles anew each time that it is put in force, where that takes a minute."""
 BLOCK: Final = 0.2
 """Seconds."""
 FIRST: Final = 100
@@ -50,7 +52,7 @@ Result = dict[str, tuple[float, float]]
 """Storm → (ns of a cycle without, per cent more with the collector)."""
 
 
-def measure(pairs: int = PAIRS) -> Part:
+def measure() -> Part:
     """Every collector that is here; what is missing is said."""
     with Loads() as loads:
         storms: dict[str, Storm] = {
@@ -64,7 +66,8 @@ def measure(pairs: int = PAIRS) -> Part:
         absent = []
         for peer in PEERS:
             try:
-                found[peer.name] = _measure(peer, storms, pairs)
+                is_slow = peer.compiles and SLOWER > 1
+                found[peer.name] = _measure(peer, storms, SLOW_PAIRS if is_slow else PAIRS)
             except CannotError as error:
                 absent.append(f"{peer.name} was not measured: {error}")
         programs = _programs(storms)
