@@ -30,8 +30,8 @@ def take(nice: int, say: Callable[[str], None]) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, nice)
         if AUTOGROUP.exists() and os.getsid(0) == os.getpid():
             AUTOGROUP.write_text(str(nice))
-    except PermissionError:
+    except OSError as error:
         say(
-            f"this process may not have nice = {nice} (CAP_SYS_NICE): a storm on all processors can keep it "
-            "from its rings until they are full"
+            f"nice = {nice} is refused ({error.strerror}; CAP_SYS_NICE gives it): a storm on all processors "
+            "can keep this process from its rings until they are full"
         )

@@ -58,9 +58,9 @@ async def run(config: Config, *, say: Say) -> int:
             manifest = replace(manifest, pins=str(config.pins))
             opened = Attachment(manifest)
             opened.know(ourselves())
+            priority.take(config.nice, say)
             feeds = stack.enter_context(closing(Feeds(config, opened, user)))
             privilege.keep_modules(user)
-            priority.take(config.nice, say)
             privilege.drop(user)
             judge = Judge(config.filter, say) if config.filter else None
             pipeline = Pipeline(config, target, opened, feeds.all, judge, say)

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from tests.bench import (
     drain,
@@ -42,7 +43,7 @@ MODULES = {
     "spread": spread.measure,
     "perf": perf.measure,
 }
-BPFFS = Path("/sys/fs/bpf")
+BPFFS: Final = Path("/sys/fs/bpf")
 
 
 def main() -> int:

@@ -116,7 +116,9 @@ class Live:
 
     def start(self, *flags: str, events: str = ALL) -> None:
         """Begin `run`, and wait until it answers for its ledger."""
-        self._kill()
+        if self.process:
+            self._kill()
+            pytest.fail("a test before this one left its run alive", pytrace=False)
         self.spawn(*flags, events=events)
         self.await_answer()
 
@@ -159,7 +161,7 @@ class Live:
             self.command("detach", "--state", str(self.state))
 
     def _kill(self) -> None:
-        """What a test that failed left alive is not the next one's trouble."""
+        """What a test left alive would be met by all that come after it."""
         if self.process:
             self.process.kill()
             self.process.wait()

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.absent import absent
 from tests.live.compare import ran, same, who
 from tests.live.run import SLOWER, eventually
 from tests.live.sockets import FAMILIES, LOOPBACK, Sockets, ends, inode, listening, raw
@@ -166,8 +167,10 @@ def test_one_by_io_uring(sockets: Sockets, acts: bytes, by_worker: bool) -> None
         command = [acts, b"uring-connect", b"%d" % port, *([b"worker"] if by_worker else [])]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             said, _ = process.communicate()
-        if process.returncode in (errno.ENOSYS, errno.EPERM):
-            pytest.skip("NOT TESTED: this host denies io_uring")
+        if process.returncode == errno.EPERM:
+            absent("io_uring, which is denied: sysctl kernel.io_uring_disabled=0")
+        if process.returncode == errno.ENOSYS:
+            pytest.skip("NOT TESTED: this kernel has no io_uring")
         number, result = map(int, said.split())
         assert result == 0
         found = sockets.of(number)
