@@ -28,7 +28,9 @@ def take(nice: int, say: Callable[[str], None]) -> None:
     """
     try:
         os.setpriority(os.PRIO_PROCESS, 0, nice)
-        if AUTOGROUP.exists() and os.getsid(0) == os.getpid():
+        if (
+            os.getsid(0) == os.getpid() and AUTOGROUP.exists() and AUTOGROUP.read_text()
+        ):  # "": the root's group
             AUTOGROUP.write_text(str(nice))
     except OSError as error:
         say(
