@@ -30,6 +30,8 @@ __all__ = ["Watch", "is_finished", "put_in_place", "renew"]
 PARTS: Final = ("", "-wal", "-shm")
 """What a database consists of. The WAL is kept with its file: the newest rows may be in it alone."""
 SMALL: Final = ("books", "settled", "told", "damaged")
+DAMAGE: Final = (sqlite3.DatabaseError, UnicodeDecodeError, BrokenError)
+"""What reading a file that is corrupt may raise."""
 ROWS: Final = 64
 """Rows to a transaction."""
 T = TypeVar("T")
@@ -96,7 +98,7 @@ def renew(path: Path, old: sqlite3.Connection, amend: Callable[[sqlite3.Connecti
 def _save(old: sqlite3.Connection, new: sqlite3.Connection) -> int:
     """Copy what can be read, rows with their ids. How many there were: 0 where that cannot be read either."""
     for table in SMALL:
-        with suppress(sqlite3.DatabaseError, BrokenError):
+        with suppress(*DAMAGE):
             _put(new, table, old.execute(f"SELECT * FROM {table}").fetchall())
     ids = _bounds(old)
     found = _whole(old, ids)
@@ -107,7 +109,7 @@ def _save(old: sqlite3.Connection, new: sqlite3.Connection) -> int:
     with transaction(new):
         new.execute("DELETE FROM sqlite_sequence WHERE name = 'batch'")
         new.execute("INSERT INTO sqlite_sequence VALUES ('batch', ?)", (max(ids.stop - 1, 0),))
-    with suppress(sqlite3.DatabaseError):
+    with suppress(*DAMAGE):
         return _number(old)
     return 0
 
@@ -121,11 +123,11 @@ def _put(new: sqlite3.Connection, where: str, rows: list[tuple[Any, ...]]) -> No
 def _bounds(old: sqlite3.Connection) -> range:
     """The ids that rows may have."""
     first, end = 1, 1
-    with suppress(sqlite3.DatabaseError, TypeError):
+    with suppress(*DAMAGE, TypeError):
         end = old.execute("SELECT seq FROM sqlite_sequence WHERE name = 'batch'").fetchone()[0] + 1
-    with suppress(sqlite3.DatabaseError, TypeError):
+    with suppress(*DAMAGE, TypeError):
         end = max(end, old.execute("SELECT max(id) FROM batch").fetchone()[0] + 1)
-    with suppress(sqlite3.DatabaseError, TypeError):
+    with suppress(*DAMAGE, TypeError):
         first = max(first, old.execute("SELECT min(id) FROM batch").fetchone()[0])
     return range(first, end)
 
@@ -142,7 +144,7 @@ def _whole(old: sqlite3.Connection, ids: range) -> Iterator[tuple[Any, ...]]:
             at = max(at, found[0])
             if read(found[:-1], found[-1]).whole:
                 yield found
-        except (sqlite3.DatabaseError, BrokenError, TypeError, ValueError):
+        except (*DAMAGE, TypeError, ValueError):
             pass
         at += 1
 

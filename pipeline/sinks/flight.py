@@ -58,7 +58,7 @@ class Flight:
         """`boot_id`: the boot whose heartbeats count."""
         records: Mapping[str, Records]
         if isinstance(what, Row):
-            self.row, self.size, records = what.id, what.size, what.unpack()
+            self.row, self.size, records = what.id, len(what.body), what.unpack()
         else:
             self.row, self.size, records = 0, 0, what.records
         self.what = what

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import msgpack
 import pytest
 import trio
 
@@ -101,7 +102,7 @@ async def test_a_bit_that_turned_over_in_a_batch_costs_that_batch_alone(tmp_path
     subject = Subject(tmp_path / "outbox.db")
     await subject.fill(5)
     subject.outbox.store.close()  # from its WAL into the file
-    flip(subject.path, subject.put[2].records["process"].values[7])
+    flip(subject.path, msgpack.unpackb(subject.put[2].records["process"].values[7])["padding"])
     subject.begin()
     await subject.empty()
     assert subject.lost == subject.told() == SIZE

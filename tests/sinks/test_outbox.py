@@ -58,7 +58,7 @@ async def test_what_goes_in_and_out_is_counted(tmp_path: Path) -> None:
 
 async def test_a_full_outbox_warns_once(tmp_path: Path) -> None:
     warnings: list[str] = []
-    outbox, _, _ = make(tmp_path / "outbox.db", warnings, limit=10_000)
+    outbox, _, _ = make(tmp_path / "outbox.db", warnings, limit=1_000)
     assert await outbox.make_room(0)
     (batch,) = stream(1, 100)
     (id,) = await outbox.put([batch])
