@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from pipeline.store_file import (
+    SMALL,
     SUMMARY,
     WAL,
     BlockedError,
     BrokenError,
     connect,
     judged,
+    mark_of,
     read,
     transaction,
 )
@@ -29,7 +31,6 @@ __all__ = ["Watch", "is_finished", "put_in_place", "renew"]
 
 PARTS: Final = ("", "-wal", "-shm")
 """What a database consists of. The WAL is kept with its file: the newest rows may be in it alone."""
-SMALL: Final = ("books", "settled", "told", "damaged")
 DAMAGE: Final = (sqlite3.DatabaseError, UnicodeDecodeError, BrokenError)
 """What reading a file that is corrupt may raise."""
 ROWS: Final = 64
@@ -97,9 +98,13 @@ def renew(path: Path, old: sqlite3.Connection, amend: Callable[[sqlite3.Connecti
 
 def _save(old: sqlite3.Connection, new: sqlite3.Connection) -> int:
     """Copy what can be read, rows with their ids. How many there were: 0 where that cannot be read either."""
-    for table in SMALL:
+    for table, columns in SMALL.items():
         with suppress(*DAMAGE):
-            _put(new, table, old.execute(f"SELECT * FROM {table}").fetchall())
+            rows = old.execute(f"SELECT {columns}, mark FROM {table}").fetchall()
+            whole = [row for row in rows if row[-1] == mark_of(*row[:-1])]
+            _put(new, f"{table} ({columns}, mark)", whole)
+    with suppress(*DAMAGE):
+        _put(new, "damaged", old.execute("SELECT * FROM damaged").fetchall())
     ids = _bounds(old)
     found = _whole(old, ids)
     while some := [row for _, row in zip(range(ROWS), found, strict=False)]:

@@ -14,6 +14,7 @@ Rows outlive it, and are counted under the attachment that made them.
 from __future__ import annotations
 
 import sqlite3
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ from pipeline.store_books import (
     tell,
 )
 from pipeline.store_file import (
+    SMALL,
     SUMMARY,
     BlockedError,
     BrokenError,
@@ -45,6 +47,7 @@ from pipeline.store_file import (
     judged,
     read,
     restore,
+    small,
     transaction,
 )
 from pipeline.store_reads import Reading
@@ -111,8 +114,8 @@ class Store(Reading):
             with judged():
                 # Reads every row's first page: enough to see a file that is not ours, or torn.
                 self.number, self.size = _extent(db)
-                for table in ("books", "settled", "told"):
-                    db.execute(f"SELECT * FROM {table}").fetchall()
+                for table in SMALL:
+                    deque(small(db, table), maxlen=0)
         except BaseException:
             db.close()
             raise
@@ -175,9 +178,13 @@ class Store(Reading):
         return own
 
     def discard(self, row: Row) -> Outcome:
-        """Take out a row that is not whole: kept apart in the same file, lost, and to be told."""
+        """Take out a row that is not whole: kept apart in the same file, lost, and to be told. If it is not
+        there any more, it was booked before.
+        """
+        keep = "INSERT INTO damaged SELECT id, attachment, body FROM batch WHERE id = ?"
         with self._changing() as db:
-            db.execute("INSERT INTO damaged SELECT id, attachment, body FROM batch WHERE id = ?", (row.id,))
+            if not db.execute(keep, (row.id,)).rowcount:
+                return Outcome(zeros())
             own = self._lose(db, [row], CORRUPT)
         self._left([row])
         self._warn(f"{self.path}: a batch is corrupt and kept apart; its {row.records} events are lost")

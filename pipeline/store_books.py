@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sqlite3
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -16,8 +15,8 @@ import numpy as np
 
 from pipeline.chunk import ring_of
 from pipeline.event import Ints, Loss
-from pipeline.ledger import Books, Tally, zeros
-from pipeline.store_file import SUMMARY, Row, blob, counts_of, read
+from pipeline.ledger import Books, Tally, add, zeros
+from pipeline.store_file import SUMMARY, BrokenError, Row, blob, counts_of, mark_of, read, small
 
 __all__ = [
     "CORRUPT",
@@ -42,15 +41,18 @@ DROPPED: Final = "dropped"
 def keep_books(db: sqlite3.Connection, attachment: str, books: Mapping[str, Any]) -> None:
     """Store the books of a checkpoint in the place of the last ones."""
     plain = msgpack.packb(books)
-    db.execute("REPLACE INTO books VALUES (?, ?, ?)", (attachment, plain, zlib.crc32(plain)))
+    db.execute("REPLACE INTO books VALUES (?, ?, ?)", (attachment, plain, mark_of(attachment, plain)))
 
 
 def read_books(db: sqlite3.Connection, attachment: str) -> dict[str, Any] | None:
     """The books that an attachment stored last; None: there are none that are whole."""
-    found = db.execute("SELECT plain, crc FROM books WHERE attachment = ?", (attachment,)).fetchone()
-    if not found or found[1] not in (None, zlib.crc32(found[0])):
+    try:
+        found = next(small(db, "books", "WHERE attachment = ?", attachment), None)
+    except BrokenError:
         return None
-    books: dict[str, Any] = msgpack.unpackb(found[0])
+    if not found:
+        return None
+    books: dict[str, Any] = msgpack.unpackb(found[-1])
     return books
 
 
@@ -60,20 +62,17 @@ def lost(reason: str, counts: Ints) -> Tally:
 
 
 def book(db: sqlite3.Connection, attachment: str, tally: Tally) -> None:
-    """Events left: add them to what is known of such."""
+    """Events left: add them to what is known of such. Raises BrokenError."""
+    known = settled(db, attachment)
     for key, counts in tally.items():
-        where = (attachment, *key)
-        known = db.execute(
-            "SELECT counts FROM settled WHERE attachment = ? AND term = ? AND stage = ? AND reason = ?", where
-        ).fetchone()
-        total = counts + counts_of(known[0]) if known else counts
-        db.execute("REPLACE INTO settled VALUES (?, ?, ?, ?, ?)", (*where, blob(total)))
+        row = (attachment, *key, blob(known.get(key, zeros()) + counts))
+        db.execute("REPLACE INTO settled VALUES (?, ?, ?, ?, ?, ?)", (*row, mark_of(*row)))
 
 
 def settled(db: sqlite3.Connection, attachment: str) -> Tally:
-    """What became of the events of an attachment that left."""
-    rows = db.execute("SELECT term, stage, reason, counts FROM settled WHERE attachment = ?", (attachment,))
-    return {(term, stage, reason): counts_of(counts) for term, stage, reason, counts in rows}
+    """What became of the events of an attachment that left. Raises BrokenError."""
+    rows = small(db, "settled", "WHERE attachment = ?", attachment)
+    return {(term, stage, reason): counts_of(counts) for _, _, term, stage, reason, counts in rows}
 
 
 def inside(db: sqlite3.Connection, attachment: str) -> Ints:
@@ -96,9 +95,9 @@ def tell(db: sqlite3.Connection, rows: Sequence[Row], reason: str) -> None:
 
 
 def losses(db: sqlite3.Connection) -> dict[int, tuple[str, Loss]]:
-    """Losses that are to be told: id → attachment and loss."""
+    """Losses that are to be told: id → attachment and loss. Raises BrokenError."""
     found = {}
-    for id, attachment, plain in db.execute("SELECT id, attachment, plain FROM told ORDER BY id"):
+    for id, attachment, plain in small(db, "told", "ORDER BY id"):
         kinds, since, until, stage, reason, spans = msgpack.unpackb(plain)
         ends = tuple((first, last) for first, last in spans)
         found[id] = (attachment, Loss(np.array(kinds, np.int64), since, until, stage, reason, ends))
@@ -106,8 +105,9 @@ def losses(db: sqlite3.Connection) -> dict[int, tuple[str, Loss]]:
 
 
 def _keep(db: sqlite3.Connection, attachment: str, loss: Loss) -> None:
-    plain = (loss.kinds.tolist(), loss.since, loss.until, loss.stage, loss.reason, loss.spans)
-    db.execute("INSERT INTO told (attachment, plain) VALUES (?, ?)", (attachment, msgpack.packb(plain)))
+    values = (loss.kinds.tolist(), loss.since, loss.until, loss.stage, loss.reason, loss.spans)
+    row = (attachment, msgpack.packb(values))
+    db.execute("INSERT INTO told (attachment, plain, mark) VALUES (?, ?, ?)", (*row, mark_of(*row)))
 
 
 def miss(db: sqlite3.Connection, attachment: str, missing: Ints) -> Tally:
@@ -122,7 +122,8 @@ def miss(db: sqlite3.Connection, attachment: str, missing: Ints) -> Tally:
 
 def reconcile(db: sqlite3.Connection, attachment: str, books: Books) -> Ints:
     """Compare an outbox with the books with which a run begins: what went in, and neither left nor is there,
-    is lost. Returns that. Raises BrokenError.
+    is lost. What left by these books and is there again (what took it out was cut off) leaves once more.
+    Returns what is lost; the books then say what the file does. Raises BrokenError.
     """
     # What came in after these books were written stands in its ring still, and will come again.
     db.execute("DELETE FROM batch WHERE attachment = ? AND passage > ?", (attachment, books.number))
@@ -131,8 +132,13 @@ def reconcile(db: sqlite3.Connection, attachment: str, books: Books) -> Ints:
         left[key] = np.maximum(left.get(key, 0), known.get(key, 0))
     if (sum(left.values(), there) > books.spilled).any():  # the file says what cannot be
         left = dict(known)
+    again = np.maximum(sum(left.values(), there) - books.spilled, 0)
+    for key in sorted(left):  # what was acknowledged before what was lost
+        returns = np.minimum(left[key], again)
+        left[key], again = left[key] - returns, again - returns
     db.execute("DELETE FROM settled WHERE attachment = ?", (attachment,))
     book(db, attachment, left)
     missing: Ints = np.maximum(books.spilled - sum(left.values(), there), 0)
-    miss(db, attachment, missing)
+    add(left, miss(db, attachment, missing))
+    books.left = left
     return missing

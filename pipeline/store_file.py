@@ -1,8 +1,9 @@
 """What the file of a store looks like: its tables, its rows and their checks, and what SQLite's errors mean.
 
 Below store.py and salvage.py. SQLite sees what damages its own structure, not a bit that turns over inside
-a value: so a row carries a CRC-32 of its body, and one (`mark`) of everything else in it. A body is
-compressed: records of one batch are much alike, and an outbox costs what it writes (three times as fast).
+a value: so every row carries a CRC-32 of what is in it (`mark`), and a batch another one of its body, which
+is looked at later. A body is compressed: records of one batch are much alike, and an outbox costs what it
+writes (three times as fast).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pipeline.notices import LOSS
 
 __all__ = [
     "ACKNOWLEDGED",
+    "SMALL",
     "SUMMARY",
     "WAL",
     "BlockedError",
@@ -38,8 +40,10 @@ __all__ = [
     "counts_of",
     "insert",
     "judged",
+    "mark_of",
     "read",
     "restore",
+    "small",
     "transaction",
 ]
 
@@ -56,20 +60,20 @@ CREATE TABLE IF NOT EXISTS batch (
     id INTEGER PRIMARY KEY AUTOINCREMENT, attachment TEXT, passage INTEGER, first INTEGER, last INTEGER,
     records INTEGER, size INTEGER, counts BLOB, spans BLOB, crc INTEGER, mark INTEGER, body BLOB);
 CREATE INDEX IF NOT EXISTS batch_last ON batch (last);
-CREATE TABLE IF NOT EXISTS books (attachment TEXT PRIMARY KEY, plain BLOB, crc INTEGER);
+CREATE TABLE IF NOT EXISTS books (attachment TEXT PRIMARY KEY, plain BLOB, mark INTEGER);
 CREATE TABLE IF NOT EXISTS settled (
-    attachment TEXT, term TEXT, stage TEXT, reason TEXT, counts BLOB,
+    attachment TEXT, term TEXT, stage TEXT, reason TEXT, counts BLOB, mark INTEGER,
     PRIMARY KEY (attachment, term, stage, reason));
-CREATE TABLE IF NOT EXISTS told (id INTEGER PRIMARY KEY AUTOINCREMENT, attachment TEXT, plain BLOB);
+CREATE TABLE IF NOT EXISTS told (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, attachment TEXT, plain BLOB, mark INTEGER);
 CREATE TABLE IF NOT EXISTS damaged (id INTEGER, attachment TEXT, body BLOB);
 """
-ADDED: Final = (
-    ("batch", "spans", "BLOB"),
-    ("batch", "crc", "INTEGER"),
-    ("batch", "mark", "INTEGER"),
-    ("books", "crc", "INTEGER"),
-)
-"""Columns that older files lack."""
+SMALL: Final = {
+    "books": "attachment, plain",
+    "settled": "attachment, term, stage, reason, counts",
+    "told": "attachment, plain",
+}
+"""Tables beside the batches, and the columns that a row's mark is of."""
 MARKED: Final = ("attachment", "passage", "first", "last", "records", "size", "counts", "spans", "crc")
 SUMMARY: Final = ", ".join(("id", *MARKED, "mark"))
 """The columns of a row, without its body."""
@@ -88,15 +92,14 @@ BROKEN: Final = (
     sqlite3.SQLITE_CORRUPT,
     sqlite3.SQLITE_NOTADB,
     sqlite3.SQLITE_FORMAT,
-    # What we ask is always right: the tables are not ours any more.
+    # What we ask is always right, and small: the tables are not ours any more.
     sqlite3.SQLITE_ERROR,
+    sqlite3.SQLITE_TOOBIG,
     sqlite3.SQLITE_CONSTRAINT,
     sqlite3.SQLITE_MISMATCH,
 )
 
 
-PACKED: Final = b"\x04\x22\x4d\x18"
-"""How a frame of LZ4 begins."""
 ACKNOWLEDGED: Final = ("acknowledged", "", "")
 
 
@@ -179,19 +182,11 @@ def connect(path: Path, *, setup: bool = True) -> sqlite3.Connection:
     try:
         with judged():
             if setup:
-                _set_up(db)
+                db.executescript(SETUP)
     except BaseException:
         db.close()
         raise
     return db
-
-
-def _set_up(db: sqlite3.Connection) -> None:
-    db.executescript(SETUP)
-    for table, name, kind in ADDED:
-        known = {name for _, name, *_ in db.execute(f"PRAGMA table_info ({table})")}
-        if name not in known:
-            db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
 
 
 def insert(db: sqlite3.Connection, attachment: str, batch: Encoded, id: int | None = None) -> tuple[int, int]:
@@ -210,19 +205,19 @@ def insert(db: sqlite3.Connection, attachment: str, batch: Encoded, id: int | No
     )
     cursor = db.execute(
         f"INSERT INTO batch (id, {', '.join(MARKED)}, mark, body) VALUES ({'?, ' * len(MARKED)}?, ?, ?)",
-        (id, *values, _mark(values), body),
+        (id, *values, mark_of(*values), body),
     )
     assert cursor.lastrowid is not None
     return cursor.lastrowid, len(body)
 
 
-def read(values: Sequence[Any], body: bytes | None = None) -> Row:
+def read(values: Sequence[Any], body: Any = None) -> Row:
     """The row of a SUMMARY. Raises BrokenError when that is not what was stored; for a body see `whole`."""
     id, *marked, mark = values
     attachment, passage, first, last, records, size, counts, spans, crc = marked
-    whole = body is None or crc is None or zlib.crc32(body) == crc
-    if mark is not None and mark != _mark(marked):
+    if mark != mark_of(*marked):
         raise BrokenError(f"row {id} is corrupt")
+    whole = body is None or (isinstance(body, bytes) and zlib.crc32(body) == crc)
     return Row(
         id,
         attachment,
@@ -232,15 +227,10 @@ def read(values: Sequence[Any], body: bytes | None = None) -> Row:
         records,
         size,
         counts_of(counts),
-        tuple((a, b) for a, b in msgpack.unpackb(spans)) if spans else (),
-        _plain(body) if body and whole else b"",
+        tuple((a, b) for a, b in msgpack.unpackb(spans)),
+        lz4.frame.decompress(body) if body and whole else b"",
         whole,
     )
-
-
-def _plain(body: bytes) -> bytes:
-    """Older files hold bodies that are not compressed: maps of msgpack, which begin otherwise."""
-    return lz4.frame.decompress(body) if body.startswith(PACKED) else body
 
 
 def restore(db: sqlite3.Connection, attachment: str, id: int, what: Encoded | Row) -> None:
@@ -254,8 +244,17 @@ def restore(db: sqlite3.Connection, attachment: str, id: int, what: Encoded | Ro
     insert(db, attachment, what, id)
 
 
-def _mark(marked: Sequence[Any]) -> int:
-    return zlib.crc32(msgpack.packb(tuple(marked)))
+def mark_of(*values: Any) -> int:
+    """The CRC-32 of a row's values."""
+    return zlib.crc32(msgpack.packb(values))
+
+
+def small(db: sqlite3.Connection, table: str, where: str = "", *given: Any) -> Iterator[list[Any]]:
+    """Rows of one of SMALL: rowid, and its columns. Raises BrokenError at one that is not what was stored."""
+    for id, *values, mark in db.execute(f"SELECT rowid, {SMALL[table]}, mark FROM {table} {where}", given):
+        if mark != mark_of(*values):
+            raise BrokenError(f"is corrupt (in {table})")
+        yield [id, *values]
 
 
 @contextmanager

@@ -78,7 +78,7 @@ class Reading:
             cursor = db.execute(f"SELECT {SUMMARY}, body FROM batch WHERE id > ? ORDER BY id", (after,))
             for *values, body in cursor:
                 found.append(read(values, body))
-                size -= len(found[-1].body)
+                size -= max(found[-1].size, len(found[-1].body))
                 if size <= 0:
                     break
             cursor.close()
