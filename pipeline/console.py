@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import chain
+from operator import itemgetter
 from typing import Final
 
 import msgpack
@@ -44,10 +46,10 @@ class View:
 
     def offer(self, encoded: Encoded) -> None:
         """Take note of a batch; returns at once."""
-        shown = [records.values for family, records in encoded.records.items() if family != HEARTBEAT]
-        for values in shown:
-            self._newest.extend(values[-SHOWN:])
-        self._offered += sum(map(len, shown))
+        shown = [records for family, records in encoded.records.items() if family != HEARTBEAT]
+        ends = chain.from_iterable(zip(r.times[-SHOWN:], r.values[-SHOWN:], strict=True) for r in shown)
+        self._newest.extend(value for _, value in sorted(ends, key=itemgetter(0))[-SHOWN:])
+        self._offered += sum(len(records.values) for records in shown)
         if shown:
             self._wake.set()
 
@@ -82,8 +84,9 @@ class View:
             if offered > len(values):
                 skipped = f"… {offered - len(values):,} events not shown (all go to their place)"
                 self._console.print(Text(skipped, style="dim"), soft_wrap=True)
-            for value in values:
-                show(self._console, msgpack.unpackb(value), dated=False)
+            # To the nanosecond: what was chosen by milliseconds stands family by family in each.
+            for record in sorted(map(msgpack.unpackb, values), key=itemgetter("time")):
+                show(self._console, record, dated=False)
             self._console.file.flush()
         except BrokenPipeError:
             self._is_broken = True

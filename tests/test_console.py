@@ -16,13 +16,15 @@ from pipeline.event import Encoded, Passage, Records
 from pipeline.ledger import zeros
 
 
-def batch(first: int, number: int) -> Encoded:
+def batch(first: int, number: int, step: int = 1) -> Encoded:
+    """Exits of pids, each at a time that is its pid in ms."""
     values = []
-    for pid in range(first, first + number):
+    pids = range(first, first + step * number, step)
+    for pid in pids:
         process = {"pid": pid, "uid": 0, "user": "root", "comm": "sh"}
         own = {"code": 0, "signal": 0, "core": False}
-        values.append(msgpack.packb({"kind": "exit", "time": 0, "process": process, **own}))
-    records = Records([b"key"] * number, values, [0] * number)
+        values.append(msgpack.packb({"kind": "exit", "time": pid * 1_000_000, "process": process, **own}))
+    records = Records([b"key"] * number, values, list(pids))
     return Encoded({"process": records}, zeros() + np.int64(0), Passage(1, {}))
 
 
@@ -46,6 +48,14 @@ async def test_shows_what_it_can() -> None:
     shown = await painted(batch(100, 3))
     assert pids(shown) == [100, 101, 102]
     assert "not shown" not in shown
+
+
+async def test_shows_the_newest_in_order_of_time_whatever_their_families() -> None:
+    odd, even = batch(1001, 50, step=2), batch(1000, 50, step=2)
+    both = Encoded(
+        {"process": odd.records["process"], "memory": even.records["process"]}, odd.counts, odd.passage
+    )
+    assert pids(await painted(both)) == list(range(1100 - SHOWN, 1100))
 
 
 async def test_counts_the_rest() -> None:

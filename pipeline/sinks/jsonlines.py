@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
+from heapq import merge
 
+import msgpack
 import trio
 
-from pipeline.event import Encoded, Ints
+from pipeline.event import Encoded, Ints, Records
 from pipeline.jsonl import record_to_json
 from pipeline.ledger import zeros
 from pipeline.sinks.sink import Keeper
@@ -23,6 +26,17 @@ def write(values: list[bytes]) -> None:
     sys.stdout.buffer.flush()
 
 
+def _write(families: Collection[Records]) -> None:
+    """Each family is in order: it is among several that one event can stand behind a later one."""
+    values = [records.values for records in families]
+    write(values[0] if len(values) == 1 else list(merge(*values, key=_time)))
+
+
+def _time(value: bytes) -> int:
+    time: int = msgpack.unpackb(value, strict_map_key=False)["time"]
+    return time
+
+
 class JsonLines:
     """Writes every batch before it takes the next."""
 
@@ -36,8 +50,7 @@ class JsonLines:
         """See Sink. Raises BrokenPipeError when the reader has gone: the batch is not acknowledged then."""
         async for batch in source:
             self._held = batch.counts
-            for records in batch.records.values():
-                await trio.to_thread.run_sync(write, records.values)
+            await trio.to_thread.run_sync(_write, batch.records.values())
             if batch.passage.beat:
                 self._keeper.complete(batch.passage.beat.until)
             self._keeper.checkpoint(batch.passage, batch.counts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TextIO
 
 import pytest
@@ -14,7 +15,7 @@ from pipeline.event import Encoded
 from pipeline.sinks.checkpoint import BookKeeper, restore
 from pipeline.sinks.jsonlines import JsonLines
 from pipeline.stages.stage import Link
-from tests.encoded import Rings, record, stream
+from tests.encoded import Rings, encoded, record, stream
 
 
 def make() -> tuple[JsonLines, BookKeeper, Rings]:
@@ -35,6 +36,20 @@ async def test_a_line_per_record(capfdbinary: pytest.CaptureFixture[bytes]) -> N
     assert keeper.books.acknowledged.sum() == 30
     assert rings.positions == {0: 30 * 256}
     assert sink.held().sum() == 0
+
+
+async def test_events_of_all_families_stand_in_order_of_time(
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    sink, _, _ = make()
+    link: Link[Encoded] = Link("encoded")
+    odd, even = (encoded(1, (record(i) for i in range(first, 20, 2))) for first in (1, 0))
+    both = {"process": odd.records["process"], "memory": even.records["process"]}
+    await link.send([replace(odd, records=both)])
+    link.close()
+    await sink.run(link)
+    lines = capfdbinary.readouterr().out.splitlines()
+    assert [json.loads(line) for line in lines] == [record(i) for i in range(20)]
 
 
 @pytest.fixture
