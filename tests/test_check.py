@@ -12,7 +12,8 @@ import pytest
 
 from pipeline import check
 from pipeline.check import Finding
-from pipeline.config import Config, load
+from pipeline.config import Config
+from pipeline.configure import load
 from pipeline.kernel.manifest import Hook
 from pipeline.schema import by_name
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import credentials
-from pipeline.config import Config, load
+from pipeline.config import Config
+from pipeline.configure import load
 from pipeline.errors import UserError
 from pipeline.kafka import BrokerError, DistrustError, present
 from pipeline.place import Kafka

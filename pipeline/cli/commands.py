@@ -72,7 +72,7 @@ def state_folder() -> Path:
 
 def configure(file: Path | None, **flags: object) -> Config:
     """The configuration of this command."""
-    from pipeline.config import load
+    from pipeline.configure import load
 
     config = load(flags, file)
     _state.set(config.state)

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Config, load
+from pipeline.config import Config
+from pipeline.configure import load
 from pipeline.kernel import attaching, bpf, handover, loader, manifest, pins
 from pipeline.kernel.attempt import Attempt
 from pipeline.kernel.generation import Generation, name_of

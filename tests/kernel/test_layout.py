@@ -7,7 +7,8 @@ import struct
 
 import pytest
 
-from pipeline.config import Config, load
+from pipeline.config import Config
+from pipeline.configure import load
 from pipeline.kernel.layout import settings
 from pipeline.kernel.source import BPF
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Config, load
+from pipeline.config import Config
+from pipeline.configure import load
 from pipeline.errors import UserError
 from pipeline.kernel import likeness
 from pipeline.kernel.likeness import COMMON, differing, is_current, laid_out, made_from, need_same

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Config, load
+from pipeline.config import Config
+from pipeline.configure import load
 from pipeline.errors import UserError
 from pipeline.kernel import acts, attempt, bpf, btf, chooser, compiler, generation, source
 from pipeline.kernel.attempt import Attempt

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
-from pipeline.config import load
+from pipeline.configure import load
 from pipeline.kernel import bpf
 from pipeline.kernel.layout import cgroup_known, settings
 from pipeline.kernel.manifest import Manifest

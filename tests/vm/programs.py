@@ -13,7 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.config import load
+from pipeline.configure import load
 from pipeline.kernel import btf, chooser, compiler
 from pipeline.kernel.compiler import Compiled
 from pipeline.kernel.manifest import Hook

@@ -1,4 +1,4 @@
-"""The configuration: precedence, exact values, and errors that a person can act on."""
+"""The configuration and where it comes from: precedence, exact values, and errors that a person can act on."""
 
 import re
 import tomllib
@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import Config, default_ring_size, load
+from pipeline.config import Config, default_ring_size
+from pipeline.configure import load
 from pipeline.errors import UserError
 
 DEFAULT_FILE = Path(__file__).parent.parent / "config" / "promissory.toml"
