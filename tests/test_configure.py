@@ -1,4 +1,4 @@
-"""The configuration and where it comes from: precedence, exact values, and errors that a person can act on."""
+"""The configuration and where it comes from: precedence, exact values, errors that a person can act on."""
 
 import re
 import tomllib
