@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from pipeline.store_file import (
+    HIGHEST,
     SMALL,
     SUMMARY,
     WAL,
@@ -35,6 +36,8 @@ DAMAGE: Final = (sqlite3.DatabaseError, UnicodeDecodeError, BrokenError)
 """What reading a file that is corrupt may raise."""
 ROWS: Final = 64
 """Rows to a transaction."""
+LEAST: Final = 256
+"""Bytes that a row takes at least."""
 T = TypeVar("T")
 
 
@@ -81,7 +84,7 @@ def renew(path: Path, old: sqlite3.Connection, amend: Callable[[sqlite3.Connecti
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(_draft(path))
         with closing(connect(_draft(path))) as new:
-            claimed = _save(old, new)
+            claimed = _save(old, new, sum(_look(f"{path}{part}").size for part in PARTS) // LEAST)
             with transaction(new):
                 amended = amend(new)
                 saved = _number(new)
@@ -96,8 +99,10 @@ def renew(path: Path, old: sqlite3.Connection, amend: Callable[[sqlite3.Connecti
     return f"{kept} a new one is begun with {saved} batches{lost}", amended
 
 
-def _save(old: sqlite3.Connection, new: sqlite3.Connection) -> int:
-    """Copy what can be read, rows with their ids. How many there were: 0 where that cannot be read either."""
+def _save(old: sqlite3.Connection, new: sqlite3.Connection, most: int) -> int:
+    """Copy what can be read, rows with their ids; there are `most` at most. How many there were: 0 where that
+    cannot be read either.
+    """
     for table, columns in SMALL.items():
         with suppress(*DAMAGE):
             rows = old.execute(f"SELECT {columns}, mark FROM {table}").fetchall()
@@ -106,7 +111,7 @@ def _save(old: sqlite3.Connection, new: sqlite3.Connection) -> int:
     with suppress(*DAMAGE):
         _put(new, "damaged", old.execute("SELECT * FROM damaged").fetchall())
     ids = _bounds(old)
-    found = _whole(old, ids)
+    found = _whole(old, ids, most)
     while some := [row for _, row in zip(range(ROWS), found, strict=False)]:
         columns = f"batch ({SUMMARY}, body)"
         _put(new, columns, some)
@@ -127,21 +132,20 @@ def _put(new: sqlite3.Connection, where: str, rows: list[tuple[Any, ...]]) -> No
 
 def _bounds(old: sqlite3.Connection) -> range:
     """The ids that rows may have."""
-    first, end = 1, 1
-    with suppress(*DAMAGE, TypeError):
-        end = old.execute("SELECT seq FROM sqlite_sequence WHERE name = 'batch'").fetchone()[0] + 1
-    with suppress(*DAMAGE, TypeError):
-        end = max(end, old.execute("SELECT max(id) FROM batch").fetchone()[0] + 1)
-    with suppress(*DAMAGE, TypeError):
-        first = max(first, old.execute("SELECT min(id) FROM batch").fetchone()[0])
-    return range(first, end)
+    first, ends = 1, [0]
+    for ask in ("SELECT seq FROM sqlite_sequence WHERE name = 'batch'", "SELECT max(id) FROM batch"):
+        with suppress(*DAMAGE, TypeError, ValueError):
+            ends.append(int(old.execute(ask).fetchone()[0]))
+    with suppress(*DAMAGE, TypeError, ValueError):
+        first = max(first, int(old.execute("SELECT min(id) FROM batch").fetchone()[0]))
+    return range(first, max(end for end in ends if end < HIGHEST) + 1)
 
 
-def _whole(old: sqlite3.Connection, ids: range) -> Iterator[tuple[Any, ...]]:
-    """Rows that are what was stored, one look-up for each: what cannot be read is stepped over."""
+def _whole(old: sqlite3.Connection, ids: range, most: int) -> Iterator[tuple[Any, ...]]:
+    """Rows that are what was stored, one look-up for each: over `most` that cannot be read it steps."""
     ask = f"SELECT {SUMMARY}, body FROM batch WHERE id >= ? ORDER BY id LIMIT 1"
-    at = ids.start
-    while at < ids.stop:
+    at, misses = ids.start, 0
+    while at < ids.stop and misses <= most:
         try:
             found = old.execute(ask, (at,)).fetchone()
             if found is None:
@@ -150,7 +154,7 @@ def _whole(old: sqlite3.Connection, ids: range) -> Iterator[tuple[Any, ...]]:
             if read(found[:-1], found[-1]).whole:
                 yield found
         except (*DAMAGE, TypeError, ValueError):
-            pass
+            misses += 1
         at += 1
 
 

@@ -35,6 +35,7 @@ from pipeline.store_books import (
     tell,
 )
 from pipeline.store_file import (
+    HIGHEST,
     SMALL,
     SUMMARY,
     BlockedError,
@@ -116,6 +117,8 @@ class Store(Reading):
                 self.number, self.size = _extent(db)
                 for table in SMALL:
                     deque(small(db, table), maxlen=0)
+                if db.execute("SELECT 1 FROM sqlite_sequence WHERE seq > ?", (HIGHEST,)).fetchone():
+                    raise BrokenError("is corrupt (in its rows' ids)")
         except BaseException:
             db.close()
             raise

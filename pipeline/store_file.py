@@ -27,6 +27,7 @@ from pipeline.notices import LOSS
 
 __all__ = [
     "ACKNOWLEDGED",
+    "HIGHEST",
     "SMALL",
     "SUMMARY",
     "WAL",
@@ -69,6 +70,8 @@ CREATE TABLE IF NOT EXISTS told (
     id INTEGER PRIMARY KEY AUTOINCREMENT, attachment TEXT, plain BLOB, mark INTEGER);
 CREATE TABLE IF NOT EXISTS damaged (id INTEGER, attachment TEXT, body BLOB);
 """
+HIGHEST: Final = 1 << 48
+"""No file ever counted its rows that far: an id above it is damage."""
 SMALL: Final = {
     "books": "attachment, plain",
     "settled": "attachment, term, stage, reason, counts",

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import random
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import msgpack
@@ -112,6 +114,23 @@ async def test_a_bit_that_turned_over_in_a_batch_costs_that_batch_alone(tmp_path
     assert "its 40 events are lost" in subject.warnings[0]
     ((_, loss),) = subject.outbox.store.losses().values()
     assert (loss.since, loss.until) == subject.put[2].time
+    subject.check_stored()
+
+
+@pytest.mark.parametrize("last", [1 << 40, 1 << 62, "no number"])
+async def test_a_last_id_that_cannot_be_holds_nobody_up(tmp_path: Path, last: int | str) -> None:
+    """Looking up each id until then would take for ever."""
+    subject = Subject(tmp_path / "outbox.db")
+    await subject.fill(5)
+    subject.outbox.store.close()
+    with closing(sqlite3.connect(subject.path)) as db, db:
+        db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'batch'", (last,))
+        db.execute("UPDATE batch SET mark = 0 WHERE id = 3")
+    subject.begin()
+    await subject.fill(2)
+    await subject.empty()
+    assert subject.lost == subject.told() == SIZE
+    assert len(subject.taken) == 6
     subject.check_stored()
 
 
