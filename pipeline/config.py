@@ -175,8 +175,8 @@ class Config(Table):
     pins: Path = Path("/sys/fs/bpf/promissory")
     user: Annotated[str, Field(min_length=1)] = "promissory"
     """Whom the pipeline runs as."""
-    nice: Annotated[int, Field(ge=-20, le=19)] = -10
-    """Its share of the processors (priority.py)."""
+    realtime: bool = True
+    """Whether it goes before ordinary processes (priority.py)."""
     events: Events = ()
     """Kinds to report; `all`: what the host can give at any price; empty: every kind whose surface costs
     nothing to those who do not ask."""

@@ -58,7 +58,8 @@ async def run(config: Config, *, say: Say) -> int:
             manifest = replace(manifest, pins=str(config.pins))
             opened = Attachment(manifest)
             opened.know(ourselves())
-            priority.take(config.nice, say)
+            if config.realtime:
+                priority.take(say)
             feeds = stack.enter_context(closing(Feeds(config, opened, user)))
             privilege.keep_modules(user)
             privilege.drop(user)

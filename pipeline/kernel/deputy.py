@@ -94,7 +94,8 @@ def main(arguments: list[str]) -> None:
         signal.signal(number, signal.SIG_IGN)
     file, name, uid, gid = arguments
     privilege.drop(User(name, int(uid), int(gid)), keep=KEPT, commands=COMMANDS)
-    with socket.socket(fileno=int(file)) as connection:
+    # Who asked may be gone before the answer.
+    with contextlib.suppress(ConnectionError), socket.socket(fileno=int(file)) as connection:
         while question := connection.recv(LARGEST):
             what, number = msgpack.unpackb(question)
             try:
