@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ from hypothesis import settings
 
 from tests.absent import absent
 from tests.broker import Broker
+
+# Who is started in the background by a script ignores Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # An example that takes long says something of the machine's other work, not of ours.
 settings.register_profile("house", deadline=None)

@@ -33,10 +33,9 @@ def executed(running: subprocess.Popen[bytes]) -> int:
 
 
 def marked(records: list[Record], mark: str) -> list[Record]:
-    """The execs of a storm."""
-    return [
-        r for r in records if r["kind"] == "exec" and r["argv"][2:3] == [mark] and r["argv"][0] == "storm"
-    ]
+    """The execs of a storm. Of others the arguments may be lost."""
+    execs = [(r, r["argv"] or [""]) for r in records if r["kind"] == "exec"]
+    return [r for r, argv in execs if argv[0] == "storm" and argv[2:3] == [mark]]
 
 
 def numbers(records: list[Record]) -> list[int]:

@@ -28,7 +28,7 @@ async def read(folder: Path, window: Window) -> list[int]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     store = Store(tmp_path / LOG)
-    for batch in stream(10, 5):
+    for batch in stream(10, 5, padding=100):
         store.append([batch])
     store.close()
     return tmp_path
@@ -86,7 +86,7 @@ async def test_an_event_that_is_stored_twice_is_read_once(folder: Path) -> None:
 
 
 async def test_what_is_damaged_is_left_out_and_that_is_said(folder: Path) -> None:
-    damage(folder / LOG, msgpack.packb(record(17)))
+    damage(folder / LOG, record(17, padding=100)["padding"])
     found: list[int] = []
 
     async def collect() -> None:
