@@ -28,6 +28,8 @@ pytestmark = [
 
 ONLINE = Path("/sys/devices/system/cpu/cpu1/online")
 EVENTS = "exec,fork,exit"
+BOUND = 200
+"""Execs of the storm whose processor goes: it lasts until somebody has read of its first ones."""
 HOUR = 3600
 HEARTBEAT = 0.5
 STEPPED = "the clock stepped by"
@@ -59,12 +61,12 @@ def test_a_processor_goes_and_comes_back(live: Live, acts: bytes, row: Row) -> N
     try:
         with Storms(acts, each=40, pause=20_000, cpus=[0]) as other:
             bound = subprocess.Popen(
-                [acts, b"storm", b"1", b"60", b"bound", b"20000"], user=UID, stdout=subprocess.PIPE
+                [acts, b"storm", b"1", b"%d" % BOUND, b"bound", b"20000"], user=UID, stdout=subprocess.PIPE
             )
             eventually(lambda: len(mine(live, "bound")) > 5, "the storm to begin")
             ONLINE.write_text("0")
             assert os.sched_getaffinity(0) == {0}
-            assert int(bound.communicate(timeout=3 * PATIENCE)[0]) == 60
+            assert int(bound.communicate(timeout=3 * PATIENCE)[0]) == BOUND
     finally:
         ONLINE.write_text("1")
     after = subprocess.run(
@@ -72,10 +74,10 @@ def test_a_processor_goes_and_comes_back(live: Live, acts: bytes, row: Row) -> N
     )
     ledger = settled(live)
     cpus = [record["cpu"] for record in mine(live, "bound")]
-    executed = len(other.executed) + 60 + int(after.stdout)
+    executed = len(other.executed) + BOUND + int(after.stdout)
     row.saw(executed=executed, missing=executed - (len(stored(live)) - began), lost=ledger["lost"])
     assert len(stored(live)) - began == executed
-    assert [int(record["argv"][3]) for record in mine(live, "bound")] == list(range(60))
+    assert [int(record["argv"][3]) for record in mine(live, "bound")] == list(range(BOUND))
     assert cpus == sorted(cpus, reverse=True), "from CPU 1 to CPU 0, and not back"
     assert set(cpus) == {0, 1}
     assert {record["cpu"] for record in mine(live, "back")} == {1}
