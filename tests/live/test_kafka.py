@@ -151,5 +151,8 @@ def test_losses_and_heartbeats_are_topics_too(
     assert kinds_lost(told) == lost
     assert complete_until(told) > now
     assert len({frame.partition for frame in (*frames_of["loss"], *frames_of["heartbeat"])}) == 1, "one key"
-    execs = len(numbers(marked([frame.record for frame in frames_of["process"]], "lossy")))
-    assert 0 < count - execs <= lost["ring", "full", "exec"]
+    execs = [r for r in (frame.record for frame in frames_of["process"]) if r["kind"] == "exec"]
+    # A head may arrive whose later chunks found no space: such a one is there, and its number is not.
+    unnumbered = [r for r in execs if "argv" in r.get("unsettled", {})]
+    missing = count - len(numbers(marked(execs, "lossy")))
+    assert 0 < missing <= lost["ring", "full", "exec"] + len(unnumbered)
