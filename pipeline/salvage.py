@@ -14,19 +14,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
-from pipeline.store_file import (
-    HIGHEST,
-    SMALL,
-    SUMMARY,
-    WAL,
-    BlockedError,
-    BrokenError,
-    connect,
-    judged,
-    mark_of,
-    read,
-    transaction,
-)
+from pipeline.store_file import WAL, BlockedError, BrokenError, connect, judged, transaction
+from pipeline.store_row import HIGHEST, SMALL, SUMMARY, mark_of, read
 
 __all__ = ["Watch", "is_finished", "put_in_place", "renew"]
 

@@ -34,24 +34,9 @@ from pipeline.store_books import (
     reconcile,
     tell,
 )
-from pipeline.store_file import (
-    HIGHEST,
-    SMALL,
-    SUMMARY,
-    BlockedError,
-    BrokenError,
-    Outcome,
-    Row,
-    StoreError,
-    connect,
-    insert,
-    judged,
-    read,
-    restore,
-    small,
-    transaction,
-)
+from pipeline.store_file import BlockedError, BrokenError, StoreError, connect, judged, transaction
 from pipeline.store_reads import Reading
+from pipeline.store_row import HIGHEST, SMALL, SUMMARY, Outcome, Row, insert, read, restore, small
 
 __all__ = [
     "LOG",

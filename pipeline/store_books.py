@@ -16,7 +16,8 @@ import numpy as np
 from pipeline.chunk import ring_of
 from pipeline.event import Ints, Loss
 from pipeline.ledger import Books, Tally, add, zeros
-from pipeline.store_file import SUMMARY, BrokenError, Row, blob, counts_of, mark_of, read, small
+from pipeline.store_file import BrokenError
+from pipeline.store_row import SUMMARY, Row, blob, counts_of, mark_of, read, small
 
 __all__ = [
     "CORRUPT",

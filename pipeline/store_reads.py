@@ -12,7 +12,8 @@ from pipeline.event import Ints, Loss
 from pipeline.ledger import zeros
 from pipeline.salvage import Watch
 from pipeline.store_books import inside, losses, read_books, settled
-from pipeline.store_file import ACKNOWLEDGED, SUMMARY, BrokenError, Outcome, Row, judged, read
+from pipeline.store_file import BrokenError, judged
+from pipeline.store_row import ACKNOWLEDGED, SUMMARY, Outcome, Row, read
 
 __all__ = ["Reading"]
 
