@@ -33,7 +33,7 @@ async def sequences(place: str, **asked: Any) -> list[int]:
         return [event["sequence"] async for event in events]
 
 
-async def test_what_it_reads_a_place_with(tmp_path: Path) -> None:
+def test_what_it_reads_a_place_with(tmp_path: Path) -> None:
     assert isinstance(source(Folder(tmp_path)), LogSource)
     assert isinstance(source(Kafka("127.0.0.1:1")), TopicSource)
     with pytest.raises(UserError, match="only be written to"):
