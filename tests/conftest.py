@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -26,6 +27,13 @@ def kafka() -> Iterator[Broker]:
     """A real Apache Kafka that nobody stops; each test takes a prefix of its own."""
     with Broker() as broker:
         yield broker
+
+
+@pytest.fixture
+def root() -> None:
+    """For tests that only root can do."""
+    if os.geteuid() != 0:
+        absent("what takes root")
 
 
 @pytest.fixture

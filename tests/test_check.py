@@ -1,7 +1,6 @@
 """What `check` makes of a host's answers."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -213,7 +212,7 @@ def test_findings_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="to become nobody takes root")
+@pytest.mark.usefixtures("root")
 def test_user() -> None:
     found = check.user("nobody")
     assert (found.status, found.answer) == ("ok", "nobody, 65534:65534")

@@ -95,14 +95,14 @@ def test_flags_win_over_environment_over_file(tmp_path: Path) -> None:
     assert said.startswith("--surface is 'of-flag'")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="to become nobody takes root")
+@pytest.mark.usefixtures("root")
 @pytest.mark.parametrize("name", ["run", "attach", "detach"])
 def test_not_root(name: str) -> None:
     said = complaint(name, status=1, user=65534)
     assert said == f"{name} taps the kernel and needs root; try: sudo promissory {name}"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="asked only of root")
+@pytest.mark.usefixtures("root")
 @pytest.mark.parametrize("name", ["run", "attach"])
 def test_state_folder_that_cannot_be_written_to(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()

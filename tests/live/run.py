@@ -23,6 +23,7 @@ from pipeline.kernel.layout import BOOKS, OWN_ROWS, books_view
 from pipeline.kernel.manifest import Manifest
 from pipeline.notices import NOTICES
 from pipeline.store import LOG, Store
+from tests.live.host import lacks
 from tests.live.witness import Act
 
 __all__ = ["ALL", "PATIENCE", "Live", "Log", "Record", "eventually"]
@@ -206,8 +207,11 @@ class Live:
         return self._output.read_text(errors="replace")
 
     def need(self, *kinds: str) -> None:
-        """Skip a test where this host gives none of these kinds."""
+        """Skip a test where this host's kernel cannot give these kinds; fail where it can and we do not."""
         missing = [kind for kind in kinds if kind not in self.kinds]
+        ours = [kind for kind in missing if not lacks(kind)]
+        if ours:
+            pytest.fail(f"this kernel could give {', '.join(ours)}, and no surface works", pytrace=False)
         if missing:
             pytest.skip(f"NOT TESTED: this host gives no {', '.join(missing)}; see `promissory check`")
 

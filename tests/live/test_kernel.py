@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
@@ -15,20 +14,18 @@ from typing import Any
 
 import pytest
 
-from pipeline.kernel import bpf, btf
+from pipeline.kernel import bpf
 from tests.live.compare import cannot, ran, same, who
+from tests.live.host import FENTRY, TRACED, TRACING, load_tracing
 from tests.live.run import Live, eventually
 
 pytestmark = [pytest.mark.kernel, pytest.mark.vm]
 
-TRACING, FENTRY = 26, 24
-FUNCTION = "oom_badness"
-"""Of the kernel; nobody calls it here."""
 TRACEPOINT = "oom_score_adj_update"
 """Nobody else looks at it, so that the first program there switches it on."""
 SWITCHED = f"__SCT__tp_func_{TRACEPOINT}"
 """The jump to a tracepoint's programs."""
-BPF_LOAD, LIMIT = 5, 50
+LIMIT = 50
 
 
 @contextmanager
@@ -97,10 +94,8 @@ def test_a_program_that_is_gone_at_once(live: Live) -> None:
 
 def test_a_program_that_is_made_for_a_function_of_the_kernel(live: Live) -> None:
     live.need("bpf_load", "bpf_unload")
-    function = btf.running().function(FUNCTION)
-    assert function
     try:
-        program = load_for(function[0])
+        program = load_tracing()
     except PermissionError:
         assert live.kinds["bpf_load"] != "fexit", "the pipeline has such programs"
         pytest.skip("NOT TESTED: this host lets nobody load programs for functions of the kernel")
@@ -110,20 +105,10 @@ def test_a_program_that_is_made_for_a_function_of_the_kernel(live: Live) -> None
         **as_shown(said),
         "program_type": TRACING,
         "attach_type": FENTRY,
-        "attach_to": FUNCTION,
+        "attach_to": TRACED,
     }
     for kind in ("bpf_load", "bpf_unload"):
         same(live.only(kind, program_id=said["id"]), expected)
-
-
-def load_for(function: int) -> int:
-    """Load a program for the start of a function (its id in the kernel's BTF)."""
-    code, license = ctypes.create_string_buffer(bpf.NOTHING), ctypes.create_string_buffer(b"GPL")
-    head = struct.pack("=IIQQ", TRACING, 2, ctypes.addressof(code), ctypes.addressof(license))
-    attributes = (
-        head.ljust(68, b"\0") + struct.pack("=I", FENTRY).ljust(40, b"\0") + struct.pack("=I", function)
-    )
-    return bpf._bpf(BPF_LOAD, attributes.ljust(128, b"\0"), FUNCTION)
 
 
 def test_a_refused_program_is_none(live: Live) -> None:
