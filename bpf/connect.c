@@ -142,37 +142,39 @@ static __always_inline int is_called(u64 sk)
 }
 #endif
 
-PROGRAM(connect_changed)
-{
-    u64 sk = ctx->args[0];
-    int before = ctx->args[1], after = ctx->args[2];
-    u32 ring = bpf_get_smp_processor_id(), zero = 0;
 #ifdef WITH_connect_sys_exit
-    if (after == TCP_SYN_SENT && is_called(sk)) {
-        struct connecting called = {.phase = CALLING};
-        struct books *book = books.lookup(&ring);
-        if (book)
-            connecting_add(book, sk, &called);
-    }
+// A call has begun something; see the file's head.
+static __always_inline void connect_called(u64 sk)
+{
+    struct connecting called = {.phase = CALLING};
+    u32 ring = bpf_get_smp_processor_id();
+    struct books *book = is_called(sk) ? books.lookup(&ring) : 0;
+    if (book)
+        connecting_add(book, sk, &called);
+}
 #endif
-    struct connecting *connecting = is_open(after) ? 0 : connectings.lookup(&sk);
+
+// A TCP socket's state is no longer that of a connection under way.
+static __always_inline void connect_over(u64 sk, int before, int after)
+{
+    u32 ring = bpf_get_smp_processor_id(), zero = 0;
+    struct connecting *connecting = connectings.lookup(&sk);
     if (!connecting) // nearly all changes end here
-        return 0;
+        return;
     struct books *book = books.lookup(&ring);
     struct settings *set = settings.lookup(&zero);
     if (!book || !set)
-        return 0;
+        return;
     u32 error = after == TCP_CLOSE && is_open(before) ? failure(sk) : 0;
 #ifdef WITH_connect_sys_exit
     if (connecting->phase == OVER)
-        return 0;
+        return;
     connecting->error = error;
     if (__sync_val_compare_and_swap(&connecting->phase, CALLING, OVER) == CALLING)
-        return 0;
+        return;
 #endif
     done_event(set, book, ring, connecting, sk, error);
     connecting_end(book, sk);
-    return 0;
 }
 
 #endif
@@ -261,20 +263,16 @@ PROGRAM(connect_denied)
 #endif
 
 #ifdef WITH_connect_tracepoint
-PROGRAM(connect_state)
+static __always_inline void connect_began(void *sk)
 {
-    void *sk = (void *)ctx->args[0];
-    if ((int)ctx->args[2] != TCP_SYN_SENT || READ(sock, sk_protocol, sk) != IPPROTO_TCP)
-        return 0;
     struct event event;
-    if (!event_begin(&event, KIND_connect))
-        return 0;
+    if (READ(sock, sk_protocol, sk) != IPPROTO_TCP || !event_begin(&event, KIND_connect))
+        return;
     void *socket = (void *)READ(sock, sk_socket, sk);
     u64 id = connect_event(&event, socket, sk, 0, 0, 0);
 #ifdef WITH_connect_done
     follow(&event, (u64)sk, socket, id);
 #endif
-    return 0;
 }
 #endif
 

@@ -39,12 +39,10 @@ PROGRAM(listen_denied)
 #endif
 
 #ifdef WITH_listen_tracepoint
-PROGRAM(listen_state)
+static __always_inline void listen_began(void *sk)
 {
-    void *sk = (void *)ctx->args[0];
-    if ((int)ctx->args[2] != TCP_LISTEN || READ(sock, sk_protocol, sk) != IPPROTO_TCP)
-        return 0;
-    return listen_event((void *)READ(sock, sk_socket, sk), sk, READ(sock, sk_max_ack_backlog, sk), 0);
+    if (READ(sock, sk_protocol, sk) == IPPROTO_TCP)
+        listen_event((void *)READ(sock, sk_socket, sk), sk, READ(sock, sk_max_ack_backlog, sk), 0);
 }
 #endif
 

@@ -69,4 +69,7 @@
 #include "listen.c"
 #include "accept.c"
 #include "connect.c"
+#ifdef WITH_sock_state
+#include "sock_state.c"
+#endif
 #endif

@@ -18,7 +18,7 @@ from pipeline.config import Config
 from pipeline.kernel import bpf, netlink, own_ring, perf_event
 from pipeline.kernel.acts import ACTS, act
 from pipeline.kernel.compiler import Compiled
-from pipeline.kernel.generation import DISPATCHER, Generation, Place, enter, name_of
+from pipeline.kernel.generation import Generation, enter, name_of, place_of
 from pipeline.kernel.layout import (
     AREA_SIZE,
     BOOKS,
@@ -105,20 +105,21 @@ class Attempt:
         # Loading takes far longer than attaching: done before, little happens between the first hook and the
         # last. Exit is first here too.
         self.generation = Generation(self.compiled, self.choice)
-        hooks = [self._attach(by_name()[kind], self.generation) for kind in reversed(list(self.choice))]
-        for place in self.generation.programs:
-            if place[1] == DISPATCHER:
-                self._enter(place, self.generation)
+        refused = self._enter(self.generation)
+        hooks = [self._hook(by_name()[kind], refused.get(kind)) for kind in reversed(list(self.choice))]
         return self._proven(hooks)[::-1]
 
     def drop(self, failed: Collection[Hook]) -> None:
         """Detach what does not work."""
+        if not self.generation:
+            return
         for hook in failed:
-            pins = tuple(f"{what}_{hook.event}-" for what in ("link", "entry", "slot"))
-            for name in sorted(name for name in self.pinned if name.startswith(pins)):
+            self.generation.drop(hook.event)
+        kept = {name_of(place) for place in self.generation.programs}
+        for name in sorted(self.pinned):
+            what, _, place = name.partition("_")
+            if what in ("link", "entry", "slot") and place not in kept:
                 os.close(self.pinned.pop(name))
-            if self.generation:
-                self.generation.drop(hook.event)
 
     def close(self) -> None:
         """Detach everything."""
@@ -160,21 +161,26 @@ class Attempt:
         if pipeline:
             bpf.update(identities, pipeline.key, IDENTITY.pack(0, OURS, 0))
 
-    def _attach(self, schema: Schema, generation: Generation) -> Hook:
-        surface = self.choice[schema.name]
-        pins = {hook: f"entry_{name_of(_place(schema.name, hook))}" for hook in surface.hooks}
-        tap = Hook(schema.name, surface.name, pins, True, "attached, unproven", surface.cost)
-        try:
-            if schema.name in generation.refused:
-                raise generation.refused[schema.name]
-            for place in [place for place in generation.programs if place[0] == schema.name]:
-                self._enter(place, generation)
-        except OSError as error:
-            return replace(tap, works=False, answer=f"refused: {error.strerror}")
-        return tap if surface.name != "proc" else replace(tap, answer="read once, when attached")
+    def _enter(self, generation: Generation) -> dict[str, OSError]:
+        """Attach its programs; kind → why that, or loading one, was refused."""
+        refused = dict(generation.refused)
+        for place, program in generation.programs.items():
+            kinds = generation.kinds(place)
+            if kinds <= refused.keys():
+                continue
+            try:
+                self.pinned |= enter(self.compiled, place, program, self._log)
+            except OSError as error:
+                refused |= dict.fromkeys(kinds, error)
+        return refused
 
-    def _enter(self, place: Place, generation: Generation) -> None:
-        self.pinned |= enter(self.compiled, place, generation.programs[place], self._log)
+    def _hook(self, schema: Schema, refused: OSError | None) -> Hook:
+        surface = self.choice[schema.name]
+        pins = {hook: f"entry_{name_of(place_of(schema.name, hook))}" for hook in surface.hooks}
+        answer = "read once, when attached" if surface.name == "proc" else "attached, unproven"
+        if refused:
+            answer = f"refused: {refused.strerror}"
+        return Hook(schema.name, surface.name, pins, not refused, answer, surface.cost)
 
     def _proven(self, hooks: list[Hook]) -> list[Hook]:
         """Do something harmless and see which hooks noticed: that a program is attached does not mean that it
@@ -226,8 +232,3 @@ class Attempt:
 
     def _seen(self) -> Any:
         return self._books["kinds"]["filtered_test"].sum(axis=0)
-
-
-def _place(kind: str, hook: str) -> Place:
-    """Where a hook's events come in."""
-    return ("sys_exit", DISPATCHER) if hook.startswith("sys_exit/") else (kind, hook)

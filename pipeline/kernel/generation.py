@@ -16,21 +16,23 @@ from typing import Final
 from pipeline.kernel import bpf
 from pipeline.kernel.calls import NUMBERS, TABLE
 from pipeline.kernel.compiler import Compiled, attach, signature
-from pipeline.kernel.source import Choice
+from pipeline.kernel.source import DISPATCHER, SHARED, Choice, shared
 from pipeline.schema import Schema, Surface, by_name
 
-__all__ = ["CONFIGURED", "DISPATCHER", "Generation", "Place", "enter", "name_of"]
+__all__ = ["CONFIGURED", "Generation", "Place", "enter", "name_of", "place_of"]
 
-DISPATCHER: Final = "raw_tp/sys_exit"
-"""The hook of bpf/sys_exit.c, which calls the handlers of hooks of type sys_exit."""
-SYS_EXIT: Final = "sys_exit"
-"""Stands for a kind in the dispatcher's names: it serves several."""
 CONFIGURED: Final = ("settings", "uids", "cgroups")
 """Maps that say what a generation was asked for."""
 FIRST: Final = bytes(4)
 
 Place = tuple[str, str]
-"""Kind and hook."""
+"""Kind (or what stands for several: source.SHARED) and hook."""
+
+
+def place_of(kind: str, hook: str) -> Place:
+    """Where the events of a kind's hook come in."""
+    hook = DISPATCHER if hook.startswith("sys_exit/") else hook
+    return SHARED.get(hook, kind), hook
 
 
 def name_of(place: Place) -> str:
@@ -51,27 +53,34 @@ class Generation:
         self.programs: dict[Place, int] = {}
         self.refused: dict[str, OSError] = {}
         self.pins = {f"map_{name}": compiled.map(name) for name in CONFIGURED}
-        has_dispatcher = any(surface.name == SYS_EXIT for surface in choice.values())
-        if has_dispatcher:
+        self._shared = shared(choice)
+        if DISPATCHER in self._shared:
             self._calls = self.pins["map_calls_sys_exit"] = bpf.create_table(TABLE, "calls_sys_exit")
             self._instead[compiled.map("calls_sys_exit")] = self._calls
-        # Exit first: what takes identities away must be there before what gives them.
+        # What ends something must be there before what begins it: exit takes identities away, and a socket's
+        # state ends what a system call began.
+        for hook in self._shared.keys() - {DISPATCHER}:
+            self._load_shared(hook)
         for kind in reversed(list(choice)):
-            try:
-                self._load(by_name()[kind], choice[kind])
-            except OSError as error:
-                self.refused[kind] = error
-                self.drop(kind)
-        if has_dispatcher:
-            self._keep((SYS_EXIT, DISPATCHER), compiled.load(DISPATCHER, "on_sys_exit", self._instead))
+            if kind not in self.refused:
+                self._try(by_name()[kind], choice[kind])
+        if self._shared.get(DISPATCHER):
+            self._load_shared(DISPATCHER)
+
+    def kinds(self, place: Place) -> set[str]:
+        """Those whose events come in there."""
+        return self._shared.get(place[1], {place[0]})
 
     def drop(self, kind: str) -> None:
         """Leave a kind's programs out."""
         for hook in self._handlers.pop(kind, ()):
             for number in NUMBERS[hook.removeprefix("sys_exit/")]:
                 bpf.delete(self._calls, number.to_bytes(4, "little"))
-        for place in [place for place in self.programs if place[0] == kind]:
+        for kinds in self._shared.values():
+            kinds.discard(kind)
+        for place in [place for place in self.programs if self.kinds(place) <= {kind}]:
             del self.programs[place]
+            os.close(self.pins.pop(f"program_{name_of(place)}"))
         for pin in [pin for pin in self.pins if pin.startswith((f"program_{kind}-", f"map_calls_{kind}-"))]:
             os.close(self.pins.pop(pin))
 
@@ -85,12 +94,32 @@ class Generation:
     def _keep(self, place: Place, program: int) -> None:
         self.programs[place] = self.pins[f"program_{name_of(place)}"] = program
 
+    def _load_shared(self, hook: str) -> None:
+        name = SHARED[hook]
+        try:
+            self._keep((name, hook), self._compiled.load(hook, f"on_{name}", self._instead))
+        except OSError as error:
+            for kind in list(self._shared[hook]):
+                self._refuse(kind, error)
+
+    def _refuse(self, kind: str, error: OSError) -> None:
+        self.refused[kind] = error
+        self.drop(kind)
+
+    def _try(self, schema: Schema, surface: Surface) -> None:
+        try:
+            self._load(schema, surface)
+        except OSError as error:
+            self._refuse(schema.name, error)
+
     def _load(self, schema: Schema, surface: Surface) -> None:
         tables: dict[int, dict[int, int]] = {}  # per signature: the unit's table → the one to use
         for hook, program in _in_order(surface):
             kind = signature(hook)
             if surface.parts and hook in surface.hooks and kind not in tables:
                 tables[kind] = self._load_parts(schema.name, surface, hook, len(tables))
+            if hook in SHARED:  # loaded once
+                continue
             fd = self._compiled.load(hook, program, {**self._instead, **tables.get(kind, {})})
             if hook.startswith("sys_exit/"):
                 self.pins[f"program_{name_of((schema.name, hook))}"] = fd
@@ -120,7 +149,7 @@ def enter(
     is the kernel's answer.
     """
     kind, hook = place
-    surfaces = by_name()[kind].surfaces if kind != SYS_EXIT else ()
+    surfaces = by_name()[kind].surfaces if kind in by_name() else ()
     name = f"entry_{kind}" if any(hook in surface.hooks for surface in surfaces) else "entry_before"
     slot = bpf.create_table(1, "slot")
     try:

@@ -21,15 +21,18 @@ from pipeline.schema import COMMON, KINDS, TYPES, Field, Schema, Surface, by_nam
 
 __all__ = [
     "BPF",
+    "DISPATCHER",
     "FIELD_TAG",
     "LOADED",
     "MOVED",
+    "SHARED",
     "Choice",
     "Use",
     "fed",
     "generate",
     "lacking",
     "selected",
+    "shared",
     "unit",
     "uses",
 ]
@@ -52,6 +55,12 @@ C_TYPES: Final = {1: "__u8", 2: "__u16", 4: "__u32", 8: "__u64"}
 ARRAYS: Final = {"comm": 16, "tag": 8}
 """Types that are arrays of bytes in C → their length."""
 
+DISPATCHER: Final = "raw_tp/sys_exit"
+"""The hook of bpf/sys_exit.c, which calls the handlers of hooks of type sys_exit."""
+SHARED: Final = {"raw_tp/inet_sock_set_state": "sock_state", DISPATCHER: "sys_exit"}
+"""Hooks whose one program (bpf/NAME.c, `on_NAME`) serves several kinds: a link of its own for each would cost
+every run as much again. Hook → NAME, which stands for a kind in the names of pins.
+"""
 Choice = Mapping[str, Surface]
 """Kind → the surface that it is to come from."""
 
@@ -126,13 +135,22 @@ def fed(choice: Choice) -> set[str]:
     return names & OWN_RINGS.keys()
 
 
+def shared(choice: Choice) -> dict[str, set[str]]:
+    """Those of SHARED that a choice wants, in their order → the kinds that they serve."""
+    found: dict[str, set[str]] = {hook: set() for hook in SHARED}
+    for kind, surface in choice.items():
+        for hook in surface.hooks:
+            at = DISPATCHER if hook.startswith("sys_exit/") else hook
+            if at in SHARED:
+                found[at].add(kind)
+    return {hook: kinds for hook, kinds in found.items() if kinds}
+
+
 def _flags(choice: Choice) -> set[str]:
     flags = {f"WITH_{kind}" for kind in choice}
     flags |= {f"WITH_{kind}_{surface.name}" for kind, surface in choice.items()}
     flags |= {f"WITH_family_{schema.family}" for kind, schema in by_name().items() if kind in choice}
-    names = {surface.name for surface in choice.values()}
-    if "sys_exit" in names:
-        flags.add("WITH_sys_exit")
+    flags |= {f"WITH_{SHARED[hook]}" for hook in shared(choice)}
     if fed(choice):
         flags.add("WITH_pids")
     return flags
