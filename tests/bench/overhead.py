@@ -27,13 +27,10 @@ from tests.live.run import SLOWER
 
 __all__ = ["measure"]
 
-PAIRS: Final = 8
-SLOW_PAIRS: Final = 2
-"""Of a peer that compiles anew each time that it is put in force, where that takes a minute."""
-BLOCK: Final = 0.2
-"""Seconds."""
-FIRST: Final = 100
-"""Cycles that tell how long one takes."""
+PAIRS: Final = (40, 0.05) if SLOWER == 1 else (8, 0.2)
+"""How many, and the seconds of a block: short ones, so that what else the machine does stands in both."""
+COMPILING: Final = (8 if SLOWER == 1 else 2, 0.2)
+"""Of a peer that compiles anew each time that it is put in force; in a virtual machine that takes a minute."""
 REST: Final = 0.5 * SLOWER
 """Seconds for a collector to be done with what it got: the next block is without it."""
 GOAL: Final[tuple[Literal["<="], float]] = ("<=", 2)
@@ -66,8 +63,7 @@ def measure() -> Part:
         absent = []
         for peer in PEERS:
             try:
-                is_slow = peer.compiles and SLOWER > 1
-                found[peer.name] = _measure(peer, storms, SLOW_PAIRS if is_slow else PAIRS)
+                found[peer.name] = _measure(peer, storms, *(COMPILING if peer.compiles else PAIRS))
             except CannotError as error:
                 absent.append(f"{peer.name} was not measured: {error}")
         programs = _programs(storms)
@@ -81,11 +77,11 @@ def measure() -> Part:
     return Part(__doc__ or "", figures, [table, programs], [*absent, *tried(figures, TRIED)])
 
 
-def _measure(peer: Peer, storms: Mapping[str, Storm], pairs: int) -> Result:
+def _measure(peer: Peer, storms: Mapping[str, Storm], pairs: int, block: float) -> Result:
     if not shutil.which(peer.needs):
         raise CannotError(f"`{peer.needs}` is not installed")
     mine = {name: storm for name, storm in storms.items() if peer.storms is None or name in peer.storms}
-    times = {name: max(1, int(BLOCK * 1e9 / storm(FIRST))) for name, storm in mine.items()}
+    times = {name: max(1, int(block * 1e9 / storm(FIRST))) for name, storm in mine.items()}
     base: dict[str, list[float]] = {name: [] for name in mine}
     more: dict[str, list[float]] = {name: [] for name in mine}
     with peer.ready() as on:
