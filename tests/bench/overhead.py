@@ -30,7 +30,7 @@ __all__ = ["measure"]
 PAIRS: Final = (40, 0.05) if SLOWER == 1 else (8, 0.2)
 """How many, and the seconds of a block: short ones, so that what else the machine does stands in both."""
 COMPILING: Final = (8 if SLOWER == 1 else 2, 0.2)
-"""Of a peer that compiles anew each time that it is put in force; in a virtual machine that takes a minute."""
+"""Of a peer that compiles anew each time that it is put in force, which takes a machine a minute."""
 FIRST: Final = 100
 """Cycles that tell how long one takes."""
 REST: Final = 0.5 * SLOWER
