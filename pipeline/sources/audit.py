@@ -23,7 +23,10 @@ from pipeline.sources.wires import Wire
 __all__ = ["LOOK", "Audit", "Who", "who_did"]
 
 LOOK: Final = 1_000_000_000
-"""ns between two looks at what was lost."""
+"""ns between looks at what was lost, where something came: two, as it takes two to know that a number is
+missing; …"""
+QUIET: Final = 60 * LOOK
+"""… and where nothing did: each look makes the kernel start a thread that answers: a fork and an exit."""
 COARSE: Final = 11_000_000
 """ns that an audit time can be too early: its clock ticks, and it is cut to 1 ms."""
 _PARENT: Final = {"parent_start", "parent_exec_id"}
@@ -56,7 +59,7 @@ class Audit:
         self._uids, self._cgroups = uids, cgroups
         self._serials = Serials()
         self._schema = by_name()["audit"]
-        self._looked = now
+        self._looked, self._looks = now, 0
         if not wire.keeps:
             ring.opened(now)
             ring.publish(now)
@@ -85,9 +88,10 @@ class Audit:
                 self._put(self._serials.feed(record))
         self._put(self._serials.finish() if last else self._serials.expire(now))
         self._ring.book("received", received)
-        if last or now >= self._looked + LOOK:
+        self._looks = 2 if received else self._looks
+        if last or now >= self._looked + (LOOK if self._looks else QUIET):
             self._ring.book("lost", self._wire.lost(self._serials.missing()))
-            self._looked = now
+            self._looked, self._looks = now, max(self._looks - 1, 0)
         oldest = self._serials.oldest
         # Whoever comes after us knows nothing of events that are still open here.
         self._ring.publish(now if oldest is None else oldest.time)
