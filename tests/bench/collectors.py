@@ -19,7 +19,7 @@ from typing import Final
 
 from tests.bench.idle import live
 from tests.bench.slowdown import Switch, beside
-from tests.live.run import SLOWER, eventually
+from tests.live.run import SLOWER, Live, eventually
 
 __all__ = ["PEERS", "CannotError", "Peer", "promissory"]
 
@@ -69,20 +69,38 @@ class Peer:
 
 @contextmanager
 def promissory() -> Iterator[Switch]:
-    """With its default events."""
-    with live() as run:
-        done = run.command("attach", "--state", str(run.state))
-        assert not done.returncode, done.stderr
-        run.start(events="")
-        beside(run)
-        yield Switch(run)
-        run.stop()
+    """In force, with its default events."""
+    with _attached() as (run, switch), switch.on(), _running(run):
+        yield switch
 
 
 @contextmanager
 def _promissory() -> Iterator[Ready]:
-    with promissory() as switch:
-        yield switch.on
+    """In force with all that is its own: a run holds perf buffers, too, and mappings pay for those."""
+    with _attached() as (run, switch):
+
+        @contextmanager
+        def on() -> Iterator[None]:
+            with switch.on(), _running(run):
+                yield
+
+        yield on
+
+
+@contextmanager
+def _attached() -> Iterator[tuple[Live, Switch]]:
+    with live() as run:
+        done = run.command("attach", "--state", str(run.state))
+        assert not done.returncode, done.stderr
+        yield run, Switch(run)
+
+
+@contextmanager
+def _running(run: Live) -> Iterator[None]:
+    run.start(events="")
+    beside(run)
+    yield
+    run.stop()
 
 
 @contextmanager

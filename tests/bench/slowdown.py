@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from pipeline.kernel import bpf
+from pipeline.kernel import bpf, pins
 from pipeline.kernel.attempt import LOG
 from pipeline.kernel.compiler import attach
 from pipeline.kernel.generation import Place, name_of, place_of
@@ -89,30 +89,33 @@ class Switch:
         assert manifest, "nothing is attached"
         for path in run.pins.glob("link_*"):
             path.unlink()
-        self._log = run.state / LOG
-        self._programs = [(hook, bpf.get(run.pins / pin)) for hook, pin in _taps(manifest)]
+        self._folder, self._log = run.pins, run.state / LOG
+        self._programs = {place: bpf.get(run.pins / f"entry_{name_of(place)}") for place in _taps(manifest)}
         self.programs = Programs(sorted(run.pins.glob("entry_*")))
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        """Attached while inside."""
-        links = [attach(hook, fd, self._log) for hook, fd in self._programs]
+        """Attached while inside, and pinned: a `run` that begins there finds all as it was."""
+        links = {
+            f"link_{name_of(place)}": attach(place[1], fd, self._log) for place, fd in self._programs.items()
+        }
+        pins.put(self._folder, links)
         try:
             yield
         finally:
-            for link in links:
+            for name, link in links.items():
+                (self._folder / name).unlink()
                 os.close(link)
 
 
-def _taps(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Every hook that has a link of its own, and the pin of its program."""
+def _taps(manifest: Manifest) -> dict[Place, None]:
+    """Every hook that has a link of its own."""
     places: dict[Place, None] = {}
     for hook in manifest.hooks:
         surface = by_name()[hook.event].surface(hook.surface) if hook.works else None
         if surface:
             places |= dict.fromkeys(place_of(hook.event, name) for name in (*surface.hooks, *surface.before))
-    for place in places:
-        yield place[1], f"entry_{name_of(place)}"
+    return places
 
 
 def measure(pairs: int = PAIRS) -> Part:
