@@ -43,8 +43,8 @@ SAMPLE: Final = 1000
 """Cycles under the kernel's statistics."""
 TRIED: Final = """
 The table of programs says what takes it; mappings pay for perf's side-band, which has the kernel write the
-path of every one. Done before this run: one program at a socket's change of state, not three (connect + accept
-12.5 → 9 %); namespace off unless asked for where it comes from perf (fork −25 %).
+path of every one. Done before this run: one program at a socket's change of state, not three (connect +
+accept 12.5 → 9 %); namespace off unless asked for where it comes from perf (fork −25 %).
 """
 
 Storm = Callable[[int], float]
