@@ -25,7 +25,9 @@ __all__ = ["PEERS", "CannotError", "Peer", "promissory"]
 
 
 BEGIN: Final = 60 * SLOWER
-"""Seconds that a peer may take to begin."""
+"""Seconds that a peer may take to begin, …"""
+END: Final = 20 * SLOWER
+"""… and to end."""
 
 
 class CannotError(Exception):
@@ -154,7 +156,11 @@ def _command(*command: str, first: float = 3.0) -> Callable[[], AbstractContextM
             yield
         finally:
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=60)
+            try:
+                process.communicate(timeout=END)
+            except subprocess.TimeoutExpired:  # bpftrace, once in a while: its block is measured
+                process.kill()
+                process.communicate()
 
     return lambda: nullcontext(on)
 
