@@ -5,21 +5,22 @@ PROGRAM(on_sock_state)
 {
     u64 sk = ctx->args[0];
     int before = ctx->args[1], after = ctx->args[2];
-    if (after == TCP_LISTEN) {
+
 #ifdef WITH_listen_tracepoint
+    if (after == TCP_LISTEN)
         listen_began((void *)sk);
 #endif
-    } else if (after == TCP_SYN_SENT) {
 #ifdef WITH_connect_tracepoint
+    if (after == TCP_SYN_SENT)
         connect_began((void *)sk);
 #endif
 #ifdef WITH_connect_done
 #ifdef WITH_connect_sys_exit
+    if (after == TCP_SYN_SENT)
         connect_called(sk);
 #endif
-    } else if (after != TCP_SYN_RECV) {
+    if (!is_open(after) && after != TCP_LISTEN)
         connect_over(sk, before, after);
 #endif
-    }
     return 0;
 }
