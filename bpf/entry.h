@@ -1,6 +1,7 @@
 // The entry: the program that a hook's link holds, from the first attach to the detach. It goes on to its slot, where the loader
 // puts one generation's program after the other (kernel/handover.py): each run of the hook meets the old one or the new one, whole.
-// Generated: entry_KIND for each kind, and entry_before for hooks that make no events themselves (kernel/source.py).
+// Generated: entry_KIND for each kind, and entry_before for hooks that make no events themselves, or those of several kinds
+// (kernel/source.py).
 
 BPF_PROG_ARRAY(entry_slot, 1); // each hook has its own in this one's place
 

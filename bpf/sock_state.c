@@ -1,5 +1,6 @@
 // A TCP socket's state changes: once for each, whoever looks. A connection changes it six times on a host that has both its ends,
-// and a program of its own for each kind made that three times as dear.
+// and a program of its own for each kind made that three times as dear. What is paid for it: a change of another socket's that
+// interrupts a run is skipped for all of them (booked, as `connect_done`).
 
 PROGRAM(on_sock_state)
 {

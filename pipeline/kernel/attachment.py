@@ -32,7 +32,7 @@ from pipeline.kernel.layout import (
     books_view,
     row_of,
 )
-from pipeline.kernel.manifest import PROC_FILE, Manifest
+from pipeline.kernel.manifest import PROC_FILE, Manifest, charged
 from pipeline.kernel.own_ring import OwnMemory, OwnRing
 from pipeline.kernel.ring import Ring, RingMemory, resume
 from pipeline.kernel.surfaces import Surfaces
@@ -87,8 +87,7 @@ class Attachment:
                 known = self._entries.get(pin) or before.pop(pin, None)
                 with contextlib.suppress(FileNotFoundError):  # a hand-over is under way, or was killed
                     fd = known[1] if known else bpf.get(Path(self.manifest.pins) / pin)
-                    # Misses of a program that kinds share (the end of system calls) are charged to the last.
-                    self._entries[pin] = by_name()[hook.event].number, fd
+                    self._entries[pin] = by_name()[charged(pin) or hook.event].number, fd
         for _, fd in before.values():
             os.close(fd)
         return self.manifest

@@ -103,7 +103,7 @@ class Attempt:
         self._set(kinds)
         self._know(pipeline)
         # Loading takes far longer than attaching: done before, little happens between the first hook and the
-        # last. Exit is first here too.
+        # last, in the order in which they were loaded.
         self.generation = Generation(self.compiled, self.choice)
         refused = self._enter(self.generation)
         hooks = [self._hook(by_name()[kind], refused.get(kind)) for kind in reversed(list(self.choice))]
@@ -113,13 +113,14 @@ class Attempt:
         """Detach what does not work."""
         if not self.generation:
             return
-        for hook in failed:
-            self.generation.drop(hook.event)
-        kept = {name_of(place) for place in self.generation.programs}
-        for name in sorted(self.pinned):
-            what, _, place = name.partition("_")
-            if what in ("link", "entry", "slot") and place not in kept:
-                os.close(self.pinned.pop(name))
+        kinds = {hook.event for hook in failed}
+        places = [place for place in self.generation.programs if self.generation.kinds(place) <= kinds]
+        # Links first: what still runs would find its tables of tail calls empty.
+        for pin in [f"{what}_{name_of(place)}" for what in ("link", "entry", "slot") for place in places]:
+            if pin in self.pinned:
+                os.close(self.pinned.pop(pin))
+        for kind in kinds:
+            self.generation.drop(kind)
 
     def close(self) -> None:
         """Detach everything."""

@@ -102,6 +102,10 @@ class Chooser:
         """Whether `surface` of the configuration allows a surface of a kind."""
         return self.config.surface in ("auto", surface) or surface == "proc" or bool(by_name()[kind].needs)
 
+    def is_dear(self, kind: str, surface: Surface) -> bool:
+        """Whether a surface costs others and nobody named the kind."""
+        return bool(surface.cost) and not self.config.names(kind)
+
     def _candidates(self, schema: Schema) -> Iterator[Surface]:
         """Surfaces that the configuration allows and that were not refused."""
         named = [surface for surface in schema.surfaces if self.is_named(schema.name, surface.name)]
@@ -111,8 +115,7 @@ class Chooser:
         if held := schema.surface(self.held.get(schema.name)):
             named = [held]
         for surface in named:
-            priced = surface.cost and not self.config.names(schema.name)
-            if not priced and (schema.name, surface.name) not in self._refused:
+            if not self.is_dear(schema.name, surface) and (schema.name, surface.name) not in self._refused:
                 yield self._fitted(surface)
 
     def _fitted(self, surface: Surface) -> Surface:

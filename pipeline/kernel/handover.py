@@ -26,7 +26,7 @@ from pipeline.kernel import bpf, compiler, pins
 from pipeline.kernel.attempt import LOG, Attempt
 from pipeline.kernel.generation import Generation, Place, enter, name_of
 from pipeline.kernel.layout import RECORDS
-from pipeline.kernel.manifest import Manifest
+from pipeline.kernel.manifest import Manifest, charged
 from pipeline.kernel.source import Choice
 
 __all__ = ["HandOver", "sweep"]
@@ -143,8 +143,6 @@ class HandOver:
     def _remove(self, unwanted: Iterable[str], manifest: Manifest) -> Manifest:
         """Take hooks away that nobody wants any more; runs that the kernel skipped there stay counted."""
         links, skipped = [], dict(manifest.skipped)
-        # As attachment.py charges them.
-        kinds = {pin: hook.event for hook in self._before.hooks if hook.works for pin in hook.hooks.values()}
         for name in unwanted:
             link = bpf.get(self._folder / f"link_{name}")
             links.append(bpf.object_id(link))
@@ -155,7 +153,7 @@ class HandOver:
             time.sleep(0.01)
         for name in unwanted:
             pin = self._folder / f"entry_{name}"
-            entry, kind = bpf.get(pin), kinds.get(pin.name)
+            entry, kind = bpf.get(pin), charged(pin.name)
             if kind and (missed := bpf.program_misses(entry)):
                 skipped[kind] = skipped.get(kind, 0) + missed
             os.close(entry)

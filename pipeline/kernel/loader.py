@@ -89,7 +89,8 @@ class Loader(Chooser):
         self._know(before, pipeline)
         attempt, hooks = self.try_all(pipeline)
         kinds, works = self._working(hooks), {hook.event for hook in hooks if hook.works}
-        if gone := [kind for kind in before.surfaces if kind in self.kinds and kind not in works]:
+        lost = [kind for kind in before.surfaces if kind in self.kinds and kind not in works]
+        if gone := [kind for kind in lost if not self._goes(kind)]:
             answers = "; ".join(_answer(kind, hooks, self.config.surface) for kind in gone)
             raise UserError(f"{answers}; what is attached stays as it is")
         maps = {name: digest for name, (_, digest) in attempt.compiled.memories().items()}
@@ -123,6 +124,11 @@ class Loader(Chooser):
         self.cpus = [cpu for cpu in self.cpus if cpu in before.rings]
         ring = self.config.ring.model_copy(update={"size": before.rings[self.cpus[0]]})
         self.config = self.config.model_copy(update={"ring": ring})
+
+    def _goes(self, kind: str) -> bool:
+        """Whether nobody asks any more for a kind that is held at a surface which costs others."""
+        held = by_name()[kind].surface(self.held.get(kind))
+        return held is not None and self.is_dear(kind, held)
 
     def _know(self, before: Manifest, pipeline: Identity | None) -> None:
         """What this process causes is a self-test for what is attached, too."""

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.kernel.pins import is_attached
+from pipeline.schema import by_name
 
-__all__ = ["FILE", "PROC_FILE", "Hook", "Manifest", "boot_id"]
+__all__ = ["FILE", "PROC_FILE", "Hook", "Manifest", "boot_id", "charged"]
 
 FILE: Final = "attached.json"
 PROC_FILE: Final = "processes.chunks"
 """The first look at /proc, as chunks."""
+CHARGED: Final = {"sock_state": "connect_done", "sys_exit": "exec_failed"}
+"""Entries that serve several kinds (source.SHARED) → one of these, whichever of them are chosen."""
 FED: Final = ("perf", "audit")
 """Surfaces that are sources of the pipeline's own."""
 
@@ -25,6 +28,18 @@ FED: Final = ("perf", "audit")
 def boot_id() -> str:
     """This boot, 32 hexadecimal digits."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+
+
+def charged(pin: str) -> str | None:
+    """The kind to which runs that the kernel skipped at an entry are charged; None: the entry makes no
+    events.
+    """
+    kind, _, hook = pin.removeprefix("entry_").partition("-")
+    if kind in CHARGED:
+        return CHARGED[kind]
+    schema = by_name().get(kind)
+    hooks = [hook for surface in schema.surfaces for hook in surface.hooks] if schema else []
+    return kind if hook in (name.replace("/", "-") for name in hooks) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,7 +237,7 @@ def _entries(choice: Choice) -> Iterator[str]:
 
 def _tables(choice: Choice) -> Iterator[str]:
     """The tables of tail calls, and each part's place."""
-    if any(surface.name == "sys_exit" for surface in choice.values()):
+    if DISPATCHER in shared(choice):
         yield f"BPF_PROG_ARRAY(calls_sys_exit, {TABLE});"
     for kind, surface in choice.items():
         if surface.parts:

@@ -81,6 +81,7 @@ class Audit:
         """Take what came, and put the events that are over; of the `last` call, all that are open."""
         received = 0
         for record in self._wire.take(now):
+            self._looks = 2
             if record is None:
                 self._serials.overran(now)
             else:
@@ -88,8 +89,7 @@ class Audit:
                 self._put(self._serials.feed(record))
         self._put(self._serials.finish() if last else self._serials.expire(now))
         self._ring.book("received", received)
-        self._looks = 2 if received else self._looks
-        if last or now >= self._looked + (LOOK if self._looks else QUIET):
+        if last or now >= self._looked + (LOOK if self._looks or self._wire.keeps else QUIET):
             self._ring.book("lost", self._wire.lost(self._serials.missing()))
             self._looked, self._looks = now, max(self._looks - 1, 0)
         oldest = self._serials.oldest

@@ -119,6 +119,45 @@ def test_what_is_dropped_and_closed_is_detached(tried: Attempt) -> None:
             os.fstat(fd)
 
 
+@pytest.fixture
+def sockets(tmp_path: Path) -> Iterator[Attempt]:
+    """Kinds that share the program at a socket's change of state."""
+    need_kernel()
+    found = {name: by_name()[name].surface("tracepoint") for name in ("listen", "connect", "connect_done")}
+    made = attempt_at(tmp_path, {name: surface for name, surface in {**SPINE, **found}.items() if surface})
+    yield made
+    made.close()
+
+
+def links(attempt: Attempt) -> list[str]:
+    return sorted(pin for pin in attempt.pinned if pin.startswith("link_"))
+
+
+@kernel
+def test_a_shared_program_stays_until_its_last_kind_goes(sockets: Attempt) -> None:
+    hooks = {hook.event: hook for hook in sockets.tap([], None)}
+    assert all(hook.works for hook in hooks.values())
+    link = "link_sock_state-raw_tp-inet_sock_set_state"
+    assert [pin for pin in links(sockets) if "sock" in pin] == [link]
+    sockets.drop([hooks["connect"], hooks["connect_done"]])
+    assert link in links(sockets)
+    sockets.drop([hooks["listen"]])
+    assert len(links(sockets)) == len(SPINE)
+    assert not [pin for pin in sockets.pinned if "sock" in pin]
+    assert sockets.generation
+    assert not [pin for pin in sockets.generation.pins if "sock" in pin]
+
+
+@kernel
+def test_a_shared_program_that_is_refused_is_refused_for_all(
+    sockets: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sockets.compiled._checked, "on_sock_state", b"\x95" + bytes(7))
+    found = {hook.event: hook.answer for hook in sockets.tap([], None) if not hook.works}
+    assert found == dict.fromkeys(("listen", "connect", "connect_done"), "refused: Permission denied")
+    assert len(links(sockets)) == len(SPINE)
+
+
 @kernel
 def test_a_hook_whose_act_does_not_come_through(tried: Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(acts.ACTS, "exec", lambda: None)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.kernel.manifest import FILE, Hook, Manifest, boot_id
+from pipeline.kernel.manifest import FILE, Hook, Manifest, boot_id, charged
+from pipeline.kernel.source import SHARED
+from pipeline.schema import by_name
 
 
 @pytest.fixture
@@ -60,3 +62,16 @@ def test_half_a_file_says_nothing(manifest: Manifest, tmp_path: Path) -> None:
     assert json.loads(whole)["entries"] == 4
     (tmp_path / FILE).write_text(whole[: len(whole) // 2])
     assert Manifest.read(tmp_path) is None
+
+
+def test_skipped_runs_are_charged_to_one_kind_whichever_are_chosen() -> None:
+    assert charged("entry_exec-raw_tp-sched_process_exec") == "exec"
+    assert charged("entry_mmap-fexit-vm_mmap_pgoff") == "mmap"
+    assert charged("entry_sock_state-raw_tp-inet_sock_set_state") == "connect_done"
+    assert charged("entry_sys_exit-raw_tp-sys_exit") == "exec_failed"
+    assert charged("entry_exec-lsm-bprm_creds_for_exec") is None, "it only remembers"
+    for hook, name in SHARED.items():
+        kind = charged(f"entry_{name}-{hook.replace('/', '-')}")
+        assert kind
+        hooks = [each for surface in by_name()[kind].surfaces for each in surface.hooks]
+        assert hook in hooks or any(each.startswith("sys_exit/") for each in hooks)

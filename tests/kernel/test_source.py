@@ -12,7 +12,19 @@ from pipeline.chunk import HEADER, STRIDE
 from pipeline.errors import UserError
 from pipeline.kernel.btf import Btf, Place
 from pipeline.kernel.calls import NUMBERS, TABLE
-from pipeline.kernel.source import BPF, FIELD_TAG, INCLUDED, Choice, Use, generate, selected, unit, uses
+from pipeline.kernel.source import (
+    BPF,
+    FIELD_TAG,
+    INCLUDED,
+    SHARED,
+    Choice,
+    Use,
+    generate,
+    selected,
+    shared,
+    unit,
+    uses,
+)
 from pipeline.schema import Surface, by_name
 from tests.btf_types import encoded
 
@@ -168,9 +180,26 @@ def test_tables_of_tail_calls() -> None:
     assert "BPF_PROG_ARRAY(calls_exec, 2);\n#define CALL_one 0\n#define CALL_two 1" in made
     assert "calls_fork" not in made
     assert "calls_sys_exit" not in made
-    made = generate(AnyKernel(), "", (), {"exec_failed": Surface("sys_exit")})
+    made = generate(AnyKernel(), "", (), {"exec_failed": Surface("sys_exit", {"sys_exit/execve": "failed"})})
     assert f"BPF_PROG_ARRAY(calls_sys_exit, {TABLE});" in made
     assert max(place for places in NUMBERS.values() for place in places) < TABLE
+
+
+def test_one_program_serves_all_kinds_at_a_shared_hook() -> None:
+    """What a schema names there is not loaded by itself: it must be that program, and has no parts."""
+    hooks = [
+        (hook, program, surface.parts)
+        for schema in by_name().values()
+        for surface in schema.surfaces
+        for hook, program in (*surface.hooks.items(), *surface.before.items())
+        if hook in SHARED
+    ]
+    assert len(hooks) == 3
+    assert all((program, parts) == (f"on_{SHARED[hook]}", ()) for hook, program, parts in hooks)
+    state, calls = SHARED
+    surfaces = {kind: Surface("x", {state: "on_sock_state"}) for kind in ("listen", "connect")}
+    assert shared({**surfaces, "exec": Surface("x", {"raw_tp/other": "p"})}) == {state: {"listen", "connect"}}
+    assert shared({"bind": Surface("x", {"sys_exit/bind": "p"})}) == {calls: {"bind"}}
 
 
 LINES = """always

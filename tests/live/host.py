@@ -31,9 +31,9 @@ def need_kernel() -> None:
 
 def lacks(kind: str) -> bool:
     """Whether this kernel cannot give a kind of event, asked of the kernel and not of the pipeline."""
-    if kind.startswith("module_"):
-        return not Path("/proc/modules").exists()
-    if kind != "kernel_text":
+    if kind.startswith("module_") and not Path("/proc/modules").exists():
+        return True
+    if kind not in ("module_request", "kernel_text"):
         return False
     try:
         os.close(load_tracing())

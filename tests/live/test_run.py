@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.kernel.manifest import Manifest
 from tests.live.run import Live, Record, eventually, json_lines
 from tests.live.witness import execute
 
@@ -192,6 +193,20 @@ def test_a_surface_that_this_host_has_not(make_live: Callable[..., Live]) -> Non
     assert "promissory check" in error
     assert not live.pins.exists()
     assert os.path.exists(live.state)
+
+
+def test_what_has_a_price_goes_when_nobody_names_it_any_more(make_live: Callable[..., Live]) -> None:
+    """Not an error: else an upgrade that finds out a surface's price could not take over what is attached."""
+    live = make_live()
+    for events in ("all", "", "exec"):
+        done = live.command("attach", "--state", str(live.state), *(("--events", events) if events else ()))
+        assert done.returncode == 0, done.stderr
+        manifest = Manifest.read(live.state)
+        assert manifest
+        kinds = {hook.event for hook in manifest.hooks if hook.works}
+        assert "exec" in kinds
+        assert events == "all" or not [hook for hook in manifest.hooks if hook.works and hook.cost]
+    assert live.command("detach", "--state", str(live.state)).returncode == 0
 
 
 def test_a_cgroup_filter_needs_version_2(make_live: Callable[..., Live]) -> None:
