@@ -165,7 +165,11 @@ static __always_inline void connect_over(u64 sk, int before, int after)
     struct settings *set = settings.lookup(&zero);
     if (!book || !set)
         return;
-    u32 error = after == TCP_CLOSE && is_open(before) ? failure(sk) : 0;
+    u32 error = 0;
+    if (after == TCP_CLOSE && is_open(before))
+        error = failure(sk);
+    else if (after == TCP_CLOSE && before == TCP_CLOSE) // the kernel skipped the run that saw how it ended
+        error = UNKNOWN;
 #ifdef WITH_connect_sys_exit
     if (connecting->phase == OVER)
         return;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 
 from tests.absent import absent
 from tests.live.compare import ran, same, who
-from tests.live.run import SLOWER, eventually
+from tests.live.run import PATIENCE, SLOWER, eventually
 from tests.live.sockets import FAMILIES, LOOPBACK, Sockets, ends, inode, listening, raw
 from tests.live.witness import fork, libc
 
@@ -42,6 +43,7 @@ def silent() -> Iterator[tuple[str, int]]:
         server = kept.enter_context(listening(backlog=0))
         first = kept.enter_context(socket.socket())
         first.connect(server.getsockname())
+        select.select([server], [], [], PATIENCE)  # before, there is room for one more
         yield server.getsockname()
 
 
@@ -283,7 +285,8 @@ def test_a_storm_leaves_nothing_behind(sockets: Sockets) -> None:
         sockets.of()
         done = sockets.live.log.of(act.pid, "connect_done")
         for way, number in enumerate((0, errno.ECONNREFUSED, errno.ECANCELED)):
-            assert sum(r["errno"] == number for r in done) == len(range(way, STORM, 3))
+            ended, begun = sum(r["errno"] == number for r in done), len(range(way, STORM, 3))
+            assert begun - sockets.live.skipped("connect_done") <= ended <= begun
         began = {record["id"] for record in sockets.live.log.of(act.pid, "connect")}
         assert {record["connect_id"] for record in done} == began
         assert len(began) == len(done)
