@@ -23,10 +23,8 @@ from pipeline.sources.wires import Wire
 __all__ = ["LOOK", "Audit", "Who", "who_did"]
 
 LOOK: Final = 1_000_000_000
-"""ns between looks at what was lost, where something came: two, as it takes two to know that a number is
-missing; …"""
-QUIET: Final = 60 * LOOK
-"""… and where nothing did: each look makes the kernel start a thread that answers: a fork and an exit."""
+"""ns between two looks at what was lost. Each makes the kernel start a thread that answers, a fork and an
+exit in the stream; seldomer, heartbeats would vouch for time in which something was lost."""
 COARSE: Final = 11_000_000
 """ns that an audit time can be too early: its clock ticks, and it is cut to 1 ms."""
 _PARENT: Final = {"parent_start", "parent_exec_id"}
@@ -59,7 +57,7 @@ class Audit:
         self._uids, self._cgroups = uids, cgroups
         self._serials = Serials()
         self._schema = by_name()["audit"]
-        self._looked, self._looks = now, 0
+        self._looked = now
         if not wire.keeps:
             ring.opened(now)
             ring.publish(now)
@@ -81,7 +79,6 @@ class Audit:
         """Take what came, and put the events that are over; of the `last` call, all that are open."""
         received = 0
         for record in self._wire.take(now):
-            self._looks = 2
             if record is None:
                 self._serials.overran(now)
             else:
@@ -89,9 +86,9 @@ class Audit:
                 self._put(self._serials.feed(record))
         self._put(self._serials.finish() if last else self._serials.expire(now))
         self._ring.book("received", received)
-        if last or now >= self._looked + (LOOK if self._looks or self._wire.keeps else QUIET):
+        if last or now >= self._looked + LOOK:
             self._ring.book("lost", self._wire.lost(self._serials.missing()))
-            self._looked, self._looks = now, max(self._looks - 1, 0)
+            self._looked = now
         oldest = self._serials.oldest
         # Whoever comes after us knows nothing of events that are still open here.
         self._ring.publish(now if oldest is None else oldest.time)

@@ -19,7 +19,7 @@ from pipeline.kernel.layout import OWN
 from pipeline.kernel.own_ring import OwnMemory, OwnRing
 from pipeline.kernel.ring import PAGE
 from pipeline.schema import by_name
-from pipeline.sources.audit import QUIET, Audit, who_did
+from pipeline.sources.audit import Audit, who_did
 from pipeline.sources.serials import EXPIRY, Record, Serials
 from pipeline.sources.wires import BATCH, Multicast
 from tests.audit_writer import stamp
@@ -227,27 +227,6 @@ def test_an_overrun_is_said_and_counted(world: World) -> None:
     assert int(world.row["lost"][0]) == 2 + 3
     world.pump(audit, 7 * SECOND)
     assert int(world.row["lost"][0]) == 2 + 3
-
-
-def test_the_kernel_is_asked_seldom_while_nothing_comes(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each answer is a thread of the kernel's: a fork and an exit that we would tell of."""
-    asked: list[int] = []
-
-    def status() -> netlink.Status:
-        asked.append(world.now)
-        return netlink.Status(0, 1, 1, 0, 0, 64, world.lost, 0)
-
-    monkeypatch.setattr(netlink, "status", status)
-    audit = Audit(world.ring, world.wire(), nothing, 0)
-    world.lost = 3
-    for second in range(1, 70):
-        if second == 65:
-            world.call(7)
-        world.pump(audit, second * SECOND)
-    assert asked == [0, QUIET, 65 * SECOND, 66 * SECOND]
-    assert int(world.row["lost"][0]) == 3
 
 
 def test_other_errors_are_not_swallowed(world: World) -> None:
