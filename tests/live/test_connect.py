@@ -284,9 +284,13 @@ def test_a_storm_leaves_nothing_behind(sockets: Sockets) -> None:
         eventually(lambda: not sockets.live.joins(), "the connections to end")
         sockets.of()
         done = sockets.live.log.of(act.pid, "connect_done")
-        for way, number in enumerate((0, errno.ECONNREFUSED, errno.ECANCELED)):
-            ended, begun = sum(r["errno"] == number for r in done), len(range(way, STORM, 3))
-            assert begun - sockets.live.skipped("connect_done") <= ended <= begun
+        missing = [
+            len(range(way, STORM, 3)) - sum(r["errno"] == number for r in done)
+            for way, number in enumerate((0, errno.ECONNREFUSED, errno.ECANCELED))
+        ]
+        # How one ended whose run the kernel skipped, and booked, is not known: nil.
+        assert min(missing) >= 0
+        assert sum(missing) == sum(r["errno"] is None for r in done) <= sockets.live.skipped("connect_done")
         began = {record["id"] for record in sockets.live.log.of(act.pid, "connect")}
         assert {record["connect_id"] for record in done} == began
         assert len(began) == len(done)
