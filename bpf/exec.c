@@ -52,7 +52,7 @@ static __always_inline u64 script_inode(void *task, void *bprm)
 static __always_inline void remember_hidden(struct books *book, struct identity_key *key, u32 ring, u64 flags)
 {
     u64 id = hidden_id(book, ring);
-    remember(book, key, id, flags);
+    remember_exec(book, key, id, flags);
     know_exec(id, flags);
 }
 
@@ -207,7 +207,7 @@ PROGRAM(exec_emit)
     stream->kind = KIND_exec;
     int sent = head_send(stream, set, book, kind, ring, head, s->buffer, EXEC_BUFFER, ROOM_exec, s->faults);
     struct identity_key key = {.start = head->start / TICK, .pid = head->pid};
-    remember(book, &key, stream->id, s->flags);
+    remember_exec(book, &key, stream->id, s->flags);
     know_exec(stream->id, s->flags);
     if (sent != HEAD_AND_MORE)
         return 0;

@@ -34,11 +34,11 @@ static __always_inline void fill_exec(struct payload_exec *head, void *task)
 
     u64 dentry = LOAD(file, f_path__dentry, file);
     u64 vfsmount = LOAD(file, f_path__mnt, file);
-    int no_place = nameless(dentry, vfsmount);
-    head->memfd = no_place && LOAD(vfsmount, mnt_flags, vfsmount) & MNT_INTERNAL &&
-                  LOAD(super_block, s_magic, super) == TMPFS_MAGIC;
-    head->deleted = !no_place && !LOAD(dentry, d_hash__pprev, dentry) && LOAD(dentry, d_parent, dentry) != dentry;
-    head->chrooted = below_root(AT(fs_struct, root, fs));
+    int is_top = LOAD(dentry, d_parent, dentry) == dentry; // of a file system, or without a place (see nameless)
+    head->memfd = is_top && LOAD(vfsmount, mnt_root, vfsmount) != dentry &&
+                  LOAD(vfsmount, mnt_flags, vfsmount) & MNT_INTERNAL && LOAD(super_block, s_magic, super) == TMPFS_MAGIC;
+    head->deleted = !is_top && !LOAD(dentry, d_hash__pprev, dentry);
+    head->chrooted = below_root(fs);
 }
 
 // A string at the end of what was read on: its bytes stay up to the cap, the NUL goes. `limit` is the buffer's last place

@@ -39,7 +39,7 @@ PROGRAM(on_fork)
     head->flags = flags;
     head->child_start = child_start;
     head->child_pid = child_key.pid;
-    head->child_ns_pid = ns_pid_of(child, child_key.pid);
+    head->child_ns_pid = ns_pid_of_child(child, child_key.pid);
     chunk_submit(chunk);
     return 0;
 }

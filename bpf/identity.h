@@ -43,14 +43,33 @@ static __always_inline void remember(struct books *book, struct identity_key *ke
         count(book->identity_full);
 }
 
-// A process's pid in its own namespace.
+// The current process runs another program. Its entry stays: to have the kernel make another and free this one takes longer.
+static __always_inline void remember_exec(struct books *book, struct identity_key *key, u64 exec_id, u64 flags)
+{
+    struct identity *self = identities.lookup(key);
+    if (self)
+        self->exec_id = exec_id;
+    else
+        remember(book, key, exec_id, flags);
+}
+
+// A process's pid in its own namespace, which is `level` deep.
+static __always_inline u32 ns_pid(void *pid, u32 level, u32 tgid)
+{
+    return level ? READ(upid, nr, AT(pid, numbers, pid) + (level & 31) * SIZE_upid) : tgid;
+}
+
 static __always_inline u32 ns_pid_of(void *leader, u32 tgid)
 {
-    void *pid = (void *)READ(task_struct, thread_pid, leader);
-    u32 level = READ(pid, level, pid);
-    if (!level)
-        return tgid;
-    return READ(upid, nr, AT(pid, numbers, pid) + (level & 31) * SIZE_upid);
+    void *pid = (void *)LOAD(task_struct, thread_pid, leader);
+    return ns_pid(pid, LOAD(pid, level, pid), tgid);
+}
+
+// The same of a task that the verifier does not know.
+static __always_inline u32 ns_pid_of_child(void *child, u32 tgid)
+{
+    void *pid = (void *)READ(task_struct, thread_pid, child);
+    return ns_pid(pid, READ(pid, level, pid), tgid);
 }
 
 static __always_inline u64 cgroup_of(struct settings *set)
@@ -166,7 +185,7 @@ static __always_inline void know_child(struct identity *self, void *leader, void
         known.exec_id = self->exec_id;
         known.flags = self->flags;
     }
-    known.ns_pid = ns_pid_of(child, pid);
+    known.ns_pid = ns_pid_of_child(child, pid);
     u64 parent = (u64)leader;
     if (clone & CLONE_PARENT)
         parent = READ(task_struct, group_leader, READ(task_struct, real_parent, leader));

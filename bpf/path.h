@@ -158,21 +158,23 @@ static __always_inline u32 stat_device(u32 device)
     return (minor & 0xff) | major << 8 | (minor & ~0xff) << 12;
 }
 
-// Is `path` somewhere else than at the root of its mount namespace? A mount on top of the root is the root.
-static __always_inline u8 below_root(void *path)
+// Is the root of a process somewhere else than at the root of its mount namespace? A mount on top of the root is the root.
+static __always_inline u8 below_root(void *fs)
 {
-    u64 dentry = READ(path, dentry, path);
-    u64 vfsmount = READ(path, mnt, path);
+    u64 dentry = LOAD(fs_struct, root__dentry, fs);
+    u64 vfsmount = LOAD(fs_struct, root__mnt, fs);
+    u64 top = LOAD(vfsmount, mnt_root, vfsmount);
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        u64 mount = (u64)AROUND(mount, mnt, vfsmount);
-        if (dentry != READ(vfsmount, mnt_root, vfsmount))
+        if (dentry != top)
             return 1;
+        u64 mount = (u64)AROUND(mount, mnt, vfsmount);
         u64 above = READ(mount, mnt_parent, mount);
         if (above == mount)
             return 0;
         dentry = READ(mount, mnt_mountpoint, mount);
         vfsmount = (u64)AT(mount, mnt, above);
+        top = READ(vfsmount, mnt_root, vfsmount);
     }
     return 0;
 }
