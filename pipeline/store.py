@@ -178,17 +178,21 @@ class Store(Reading):
         self._warn(f"{self.path}: a batch is corrupt and kept apart; its {row.records} events are lost")
         return own
 
+    @property
+    def is_over(self) -> bool:
+        """Whether there is more than the limit allows."""
+        return self.size > self.limit
+
     def trim(self) -> None:
         """Drop the oldest rows until what is left is within the limit; their pages are used again."""
-        if self.size <= self.limit:
+        if not self.is_over:
             return
         size, number = self.size, self.number
         with self._changing() as db:
-            for id, row_size in db.execute("SELECT id, size FROM batch ORDER BY id").fetchall():
-                if size <= self.limit:
-                    break
-                db.execute("DELETE FROM batch WHERE id = ?", (id,))
-                size, number = size - row_size, number - 1
+            first = "SELECT id, size FROM batch ORDER BY id LIMIT 1"
+            while size > self.limit and (oldest := db.execute(first).fetchone()):
+                db.execute("DELETE FROM batch WHERE id = ?", oldest[:1])
+                size, number = size - oldest[1], number - 1
         self.size, self.number = size, number
 
     def forget(self, told: Iterable[int]) -> None:

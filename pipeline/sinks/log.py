@@ -51,7 +51,8 @@ class LogSink:
             await persist(self, self._keeper, group, "acknowledged")
             for _ in group:
                 self._held.popleft()
-            await patiently(self, self.store.trim)
+            if self.store.is_over:  # a thread's work for nothing costs as much as a commit
+                await patiently(self, self.store.trim)
 
     async def renew(self, why: str) -> None:
         """See Shelf. What is in the log was acknowledged, and stays that: only readers miss it."""

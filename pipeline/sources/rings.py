@@ -29,11 +29,13 @@ from pipeline.stages.stage import Link
 __all__ = ["NAP", "Beats", "Rings"]
 
 NAP: Final = 0.002
-"""Seconds between two passes while events come: latency against CPU (see docs/benchmarks.md)."""
-FEW: Final = 64
-"""Chunks that are not worth a pass of their own so soon: a pass costs the same for one as for a hundred."""
-PATIENCE: Final = 2.5
-"""How much longer the nap is after a pass that found few."""
+"""Seconds between two passes while many events come: latency against CPU (see docs/benchmarks.md)."""
+ENOUGH: Final = 100
+"""Events that a nap waits for: a pass costs the same for one as for a hundred, …"""
+LONG_NAP: Final = 0.01
+"""… but no longer than this, in seconds, …"""
+CROWDED: Final = 1 / 8
+"""… and NAP alone once this part of a ring is taken: few events can be many chunks."""
 LONGEST_NAP: Final = 0.02
 """Seconds between two passes while nothing comes and something is still unsafe."""
 SLACK: Final = 1_000_000
@@ -110,19 +112,21 @@ class Rings:
 
     async def _passes(self, target: Link[Pass]) -> None:
         nap = self._nap
+        looked = trio.current_time()
         while self._drain or not self._stop:
             stopping = self._stop
             found = self._look(self._is_due())
+            before, looked = looked, trio.current_time()
+            nap = self._nap_after(found, looked - before, nap)
             if found.slices or found.beat or not self._idle():
                 await target.send([found])
             if stopping and not found.slices:
                 break
             if self._idle() and not self._stop:
                 await self._sleep()
-                nap = self._nap
-            else:
-                nap = self._nap_after(found, nap)
-                await trio.sleep(nap)
+                looked = trio.current_time()
+                nap = self._nap  # what woke us is too young to be let go (SLACK), and seldom alone
+            await trio.sleep(nap)
 
         if self._beats:  # the last word on what was lost
             await target.send([self._look(self._beats)])
@@ -134,11 +138,14 @@ class Rings:
         self._due = trio.current_time() + self._beats.every
         return self._beats
 
-    def _nap_after(self, found: Pass, nap: float) -> float:
+    def _nap_after(self, found: Pass, seconds: float, nap: float) -> float:
+        """The nap after what came in so many seconds, and after the last nap."""
         if not found.slices:
             return min(2 * nap, LONGEST_NAP)
-        chunks = sum(len(s.chunks) for s in found.slices)
-        return self._nap if chunks >= FEW else PATIENCE * self._nap
+        if any(ring.filled > CROWDED for ring in self.rings.values()):
+            return self._nap
+        events = max(int(found.counts.sum()), 1)
+        return max(self._nap, min(seconds * ENOUGH / events, LONG_NAP))
 
     async def _sleep(self) -> None:
         self._awake = trio.Event()

@@ -14,12 +14,13 @@ from pipeline.event import Pass
 from pipeline.kernel.ring import Ring
 from pipeline.ledger import RingBooks
 from pipeline.sources import rings as source_module
-from pipeline.sources.rings import LONGEST_NAP, NAP, PATIENCE, SLACK, Rings
+from pipeline.sources.rings import LONG_NAP, LONGEST_NAP, NAP, SLACK, Rings
 from pipeline.stages.stage import Link
 from tests.kernel_ring import KernelRing
 
 CLOCK = 1_000_000
 SECOND = 1_000_000_000
+ROOM = 2048
 
 
 class World:
@@ -58,7 +59,7 @@ def world() -> Iterator[World]:
 
 @pytest.fixture
 def big_world() -> Iterator[World]:
-    world = World(room=256)
+    world = World(ROOM)
     yield world
     for ring in world.kernel:
         ring.close()
@@ -120,23 +121,31 @@ async def test_passes_go_on_while_anything_is_unsafe_and_no_longer(
         world.source.stop(drain=True)
 
 
-async def test_naps_are_short_again_when_many_chunks_come(
+async def test_naps_last_until_enough_has_come(
     big_world: World, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_module, "FEW", 2)
+    monkeypatch.setattr(source_module, "ENOUGH", 2)
     world = big_world
     link: Link[Pass] = Link("passes", 10_000)
     world.write()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.source.run, link)
         await trio.sleep(1)
-        for chunks, nap in ((2, NAP), (1, PATIENCE * NAP)):
-            before = world.looks
-            for _ in range(50):
-                for _ in range(chunks):
-                    world.write()
-                await trio.sleep(nap)
-            assert 50 - LONGEST_NAP / nap - 2 <= world.looks - before <= 52
+        for every, nap in ((NAP / 4, NAP), (NAP / 2, NAP), (NAP, 2 * NAP), (0.8 * LONG_NAP, LONG_NAP)):
+            before, times = world.looks, round(50 * nap / every)
+            for _ in range(times):
+                world.write()
+                await trio.sleep(every)
+            assert 50 - LONGEST_NAP / nap - 2 <= world.looks - before <= 53
+            world.release()
+        for _ in range(ROOM // 8 + 1):  # crowded: a long nap could be too long
+            world.write()
+        await trio.sleep(LONG_NAP)
+        before = world.looks
+        for _ in range(50):
+            world.write()
+            await trio.sleep(NAP)
+        assert 48 <= world.looks - before <= 52
         nursery.cancel_scope.cancel()
 
 
