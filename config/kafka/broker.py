@@ -165,8 +165,13 @@ def choose_port(wanted: int | None = None) -> int:
         return wanted
     while True:
         port = 20000 + secrets.randbelow(12000)
-        if is_free(port):
+        if port not in _chosen and is_free(port):
+            _chosen.add(port)
             return port
+
+
+_chosen: set[int] = set()
+"""By this process: who asks for several ports binds none before it has them all."""
 
 
 def new_cluster() -> str:

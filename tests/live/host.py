@@ -7,10 +7,12 @@ import os
 import struct
 from pathlib import Path
 
+import pytest
+
 from pipeline.kernel import bpf, btf
 from tests.absent import absent
 
-__all__ = ["FENTRY", "TRACED", "TRACING", "lacks", "load_tracing", "need_kernel"]
+__all__ = ["FENTRY", "TRACED", "TRACING", "lacks", "load_tracing", "need_kernel", "need_tracing"]
 
 TRACING, FENTRY = 26, 24
 TRACED = "oom_badness"
@@ -35,11 +37,21 @@ def lacks(kind: str) -> bool:
         return True
     if kind not in ("module_request", "kernel_text"):
         return False
+    return not _traces()
+
+
+def need_tracing() -> None:
+    """Skip a test where this kernel lets nobody load programs for its functions."""
+    if not _traces():
+        pytest.skip("NOT TESTED: this host lets nobody load programs for functions of the kernel")
+
+
+def _traces() -> bool:
     try:
         os.close(load_tracing())
     except PermissionError:
-        return True
-    return False
+        return False
+    return True
 
 
 def load_tracing() -> int:

@@ -15,6 +15,7 @@ from typing import Any, Final
 import pytest
 
 from tests.live.compare import cannot, ran, same, who
+from tests.live.host import need_tracing
 from tests.live.run import Live, Record, eventually
 from tests.live.witness import Act, Arguments, fork, libc
 
@@ -278,8 +279,8 @@ def test_a_container_in_all_new_namespaces(run: Live, live: Live, acts: bytes, t
 
 @pytest.mark.vm
 def test_a_clone_that_fails(run: Live) -> None:
-    if run.kinds["namespace"] != "fexit":
-        pytest.skip("NOT TESTED: this host does not let us look at the end of clone")
+    need_tracing()
+    assert run.kinds["namespace"] == "fexit"
     flags = FLAGS["user"] | CLONE_FS
     act = fork(lambda: os._exit(call(lambda: clone3(flags))))
     assert os.waitstatus_to_exitcode(act.status) == errno.EINVAL
