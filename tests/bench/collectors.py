@@ -1,7 +1,8 @@
 """What can be collected by, for the comparison of what audited processes pay: promissory and its peers.
 
 Each is a context manager that is ready, but not yet in force, when entered; `on()` puts it in force, again as
-a context manager: so blocks with and without it stand close together.
+a context manager: so blocks with and without it stand close together. What `on()` gives is the process that
+takes what is collected.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +23,7 @@ from tests.bench.idle import live
 from tests.bench.slowdown import Switch, beside
 from tests.live.run import SLOWER, Live, eventually
 
-__all__ = ["PEERS", "CannotError", "Peer", "promissory"]
+__all__ = ["OURS", "PEERS", "CannotError", "Peer", "promissory"]
 
 
 BEGIN: Final = 60 * SLOWER
@@ -34,7 +36,7 @@ class CannotError(Exception):
     """A collector does not run on this host; its own words."""
 
 
-Ready = Callable[[], AbstractContextManager[object]]
+Ready = Callable[[], AbstractContextManager[int]]
 AUDITD: Final = Path("/etc/audit/auditd.conf")
 SYSCALLS: Final = (
     "execve,execveat",
@@ -72,37 +74,42 @@ class Peer:
 @contextmanager
 def promissory() -> Iterator[Switch]:
     """In force, with its default events."""
-    with _attached() as (run, switch), switch.on(), _running(run):
+    with _attached("", "auto") as (run, switch), switch.on(), _running(run, "", "auto"):
         yield switch
 
 
-@contextmanager
-def _promissory() -> Iterator[Ready]:
+def _promissory(events: str, surface: str) -> Callable[[], AbstractContextManager[Ready]]:
     """In force with all that is its own: a run holds perf buffers, too, and mappings pay for those."""
-    with _attached() as (run, switch):
 
-        @contextmanager
-        def on() -> Iterator[None]:
-            with switch.on(), _running(run):
-                yield
+    @contextmanager
+    def ready() -> Iterator[Ready]:
+        with _attached(events, surface) as (run, switch):
 
-        yield on
+            @contextmanager
+            def on() -> Iterator[int]:
+                with switch.on(), _running(run, events, surface) as pid:
+                    yield pid
+
+            yield on
+
+    return ready
 
 
 @contextmanager
-def _attached() -> Iterator[tuple[Live, Switch]]:
+def _attached(events: str, surface: str) -> Iterator[tuple[Live, Switch]]:
     with live() as run:
-        done = run.command("attach", "--state", str(run.state))
+        done = run.command("attach", "--state", str(run.state), "--events", events, "--surface", surface)
         assert not done.returncode, done.stderr
         yield run, Switch(run)
 
 
 @contextmanager
-def _running(run: Live) -> Iterator[None]:
-    run.start(events="")
+def _running(run: Live, events: str, surface: str) -> Iterator[int]:
+    run.start("--surface", surface, events=events)
     beside(run)
-    yield
-    run.stop()
+    assert run.process
+    yield run.process.pid
+    assert not run.stop(), run.said()
 
 
 @contextmanager
@@ -114,7 +121,7 @@ def _auditd() -> Iterator[Ready]:
         daemon = subprocess.Popen(["auditd", "-n", "-s", "nochange", "-c", folder], stdout=subprocess.DEVNULL)
         eventually(lambda: f"pid {daemon.pid}" in _auditctl("-s"), "auditd to begin")
         try:
-            yield _rules
+            yield partial(_rules, daemon.pid)
         finally:
             daemon.terminate()
             daemon.wait()
@@ -122,13 +129,13 @@ def _auditd() -> Iterator[Ready]:
 
 
 @contextmanager
-def _rules() -> Iterator[None]:
+def _rules(pid: int) -> Iterator[int]:
     _auditctl("-D")
     for rule in RULES:
         _auditctl(*rule.split())
     _auditctl("-e", "1", "-b", "65536")
     try:
-        yield
+        yield pid
     finally:
         _auditctl("-D")
         _auditctl(*NO_CONTEXT.split())
@@ -144,7 +151,7 @@ def _command(*command: str, first: float = 3.0) -> Callable[[], AbstractContextM
     """A peer that is in force while its process lives. `first`: seconds that it may take to begin."""
 
     @contextmanager
-    def on() -> Iterator[None]:
+    def on() -> Iterator[int]:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         programs = _programs()
         eventually(lambda: _programs() > programs or process.poll() is not None, command[0], BEGIN)
@@ -153,7 +160,9 @@ def _command(*command: str, first: float = 3.0) -> Callable[[], AbstractContextM
             said = process.communicate()[1].decode().strip().splitlines() or ["nothing said"]
             raise CannotError(said[0])
         try:
-            yield
+            yield process.pid
+            if process.poll() is not None:
+                raise CannotError("it ended while it was measured")
         finally:
             process.send_signal(signal.SIGINT)
             try:
@@ -171,8 +180,18 @@ def _programs() -> int:
     return done.stdout.count("\n")
 
 
+OURS: Final[Sequence[Peer]] = (
+    Peer("promissory", None, "", "bpftool", _promissory("", "auto")),
+    Peer(
+        "promissory, all events, by the end of system calls",
+        None,
+        "what no system call's end tells: modules, kernel text, symbols, cgroups, names that threads give "
+        "themselves, audit records, the end of BPF programs",
+        "bpftool",
+        _promissory("all", "sys_exit"),
+    ),
+)
 PEERS: Final[Sequence[Peer]] = (
-    Peer("promissory", None, "", "bpftool", _promissory),
     Peer(
         "auditd",
         None,
