@@ -74,6 +74,19 @@ BITS: Final[dict[str, tuple[int, ...]]] = {
 }
 """Kind → the bits that it needs: mmap, mmap2, comm, comm_exec, task, namespaces, ksymbol, …"""
 _MMAP_DATA: Final = 17
+TYPES: Final[dict[str, tuple[int, ...]]] = {
+    "mmap": (10, 3),
+    "comm": (3,),
+    "fork": (7,),
+    "exit": (4,),
+    "namespace": (16,),
+    "ksymbol": (17,),
+    "bpf_load": (18,),
+    "bpf_unload": (18,),
+    "cgroup": (19,),
+    "kernel_text": (20,),
+}
+"""Kind → the types of records that tell of it. Others come too: with mappings, forks and exits."""
 
 
 class _Event:
@@ -134,9 +147,10 @@ class _Event:
 class Sideband:
     """The side-band of all CPUs that are there when it is made. OSError carries the kernel's answer."""
 
-    def __init__(self, kinds: Iterable[str], *, data: bool = False) -> None:
+    def __init__(self, kinds: Collection[str], *, data: bool = False) -> None:
         """`kinds`: of BITS. `data`: mappings that cannot be executed too."""
         bits = {bit for kind in kinds for bit in BITS[kind]} | ({_MMAP_DATA} if data else set())
+        self._types = frozenset(type for kind in kinds for type in TYPES[kind])
         self._events: list[_Event] = []
         self._bells: list[_Event] = []
         self._lost: list[int] = []
@@ -175,14 +189,14 @@ class Sideband:
             bell.pause(not on)
 
     def read(self, until: int) -> tuple[list[Record], int]:
-        """Take the records that are not later than `until` (ns since boot), in order of time; and how many
-        more the kernel lost since the last call.
+        """Take the records that are not later than `until` (ns since boot), those that are wanted in order of
+        time; and how many more, of any type, the kernel lost since the last call.
         """
         found: list[Record] = []
         lost = 0
         for at, event in enumerate(self._events):
             if event.waits:
-                records, size = decode(event.data(), until)
+                records, size = decode(event.data(), until, self._types)
                 event.skip(size)
                 found += records
                 before, self._lost[at] = self._lost[at], event.lost()

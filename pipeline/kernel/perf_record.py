@@ -9,7 +9,7 @@ length that cannot be ends the batch.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final, NamedTuple
 
 __all__ = [
@@ -145,20 +145,23 @@ class TextPoke(NamedTuple):
 Content = Mmap | Comm | Task | Namespaces | Ksymbol | Bpf | Cgroup | TextPoke
 
 
-def decode(data: bytes, until: int) -> tuple[list[Record], int]:
-    """Records up to the first that is later than `until` (ns since boot), and how many bytes they took."""
+def decode(data: bytes, until: int, types: Collection[int]) -> tuple[list[Record], int]:
+    """Records of these types up to the first that is later than `until` (ns since boot), and how many bytes
+    stand before that one.
+    """
     found: list[Record] = []
     at, end = 0, len(data)
     while end - at >= HEADER.size:
         type, misc, size = HEADER.unpack_from(data, at)
         if size < HEADER.size + SAMPLE.size or size > end - at:
             return found, end  # no record of ours: nothing behind it can be trusted
-        body = _body(type, data, at + HEADER.size, at + size)
-        if body + SAMPLE.size <= at + size:
-            pid, tid, time, _ = SAMPLE.unpack_from(data, body)
-            if time > until:
-                break
-            found.append(Record(type, misc, data[at + HEADER.size : body], pid, tid, time))
+        if type in types:
+            body = _body(type, data, at + HEADER.size, at + size)
+            if body + SAMPLE.size <= at + size:
+                pid, tid, time, _ = SAMPLE.unpack_from(data, body)
+                if time > until:
+                    break
+                found.append(Record(type, misc, data[at + HEADER.size : body], pid, tid, time))
         at += size
     return found, at
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from operator import itemgetter
 
 import pytest
 from hypothesis import given
@@ -28,6 +29,7 @@ from pipeline.kernel.perf_record import (
 )
 
 FOREVER = 2**63
+ALL = range(2**32)
 names = st.binary(max_size=300).map(lambda name: name.replace(b"\0", b"?"))
 u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
@@ -45,7 +47,7 @@ def packed(type: int, body: bytes, pid: int = 7, tid: int = 8, time: int = 9, mi
 
 
 def said(type: int, body: bytes, misc: int = 0) -> Content | None:
-    (record,), _ = decode(packed(type, body, misc=misc), FOREVER)
+    (record,), _ = decode(packed(type, body, misc=misc), FOREVER, ALL)
     return content(record)
 
 
@@ -97,7 +99,7 @@ def test_what_happens_to_the_kernel() -> None:
 
 def test_kinds() -> None:
     def kind(type: int, body: bytes, misc: int = 0) -> str | None:
-        (record,), _ = decode(packed(type, body, misc=misc), FOREVER)
+        (record,), _ = decode(packed(type, body, misc=misc), FOREVER, ALL)
         found = content(record)
         return kind_of(record, found) if found else None
 
@@ -119,7 +121,7 @@ def test_a_buffer_is_taken_up_to_a_time(parts: list[tuple[int, bytes, int]], unt
     """What is left begins with the first record that is later, and nothing is taken twice."""
     whole = [packed(type, body, time=time) for type, body, time in parts]
     data = b"".join(whole)
-    records, taken = decode(data, until)
+    records, taken = decode(data, until, ALL)
     late = next((at for at, (_, _, time) in enumerate(parts) if time > until), len(parts))
     assert taken == sum(map(len, whole[:late]))
     assert [(r.type, r.body, r.pid, r.tid, r.time) for r in records] == [
@@ -127,9 +129,26 @@ def test_a_buffer_is_taken_up_to_a_time(parts: list[tuple[int, bytes, int]], unt
     ]
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 16), st.integers(0, 50))),
+    st.integers(0, 60),
+    st.sets(st.integers(0, 16)),
+)
+def test_types_that_nobody_wants_are_passed_over(
+    parts: list[tuple[int, int]], until: int, types: set[int]
+) -> None:
+    parts = sorted(parts, key=itemgetter(1))
+    whole = [packed(type, bytes(24), time=time) for type, time in parts]
+    records, taken = decode(b"".join(whole), until, types)
+    left, _ = decode(b"".join(whole)[taken:], FOREVER, types)
+    wanted = [part for part in parts if part[0] in types]
+    assert [(r.type, r.time) for r in records] == [part for part in wanted if part[1] <= until]
+    assert [(r.type, r.time) for r in (*records, *left)] == wanted
+
+
 @given(st.binary(max_size=400), u64)
 def test_no_bytes_make_it_stumble(data: bytes, until: int) -> None:
-    records, taken = decode(data, until)
+    records, taken = decode(data, until, ALL)
     assert 0 <= taken <= len(data)
     for record in records:
         content(record)
@@ -155,7 +174,7 @@ def test_flipped_bits_make_it_stumble_neither() -> None:
         data = bytearray(good)
         for _ in range(chance.randint(1, 4)):
             data[chance.randrange(len(data))] = chance.randrange(256)
-        records, taken = decode(bytes(data[: chance.randrange(len(data) + 1)]), FOREVER)
+        records, taken = decode(bytes(data[: chance.randrange(len(data) + 1)]), FOREVER, ALL)
         assert taken <= len(data)
         for record in records:
             content(record)
@@ -176,7 +195,7 @@ def test_records_that_the_kernel_makes_too_long(more: int, size: int) -> None:
     for type, body in bodies.items():
         record = packed(type, body) + bytes([0xAA]) * more
         data += record[:6] + struct.pack("=H", len(record)) + record[8:]
-    records, taken = decode(data, FOREVER)
+    records, taken = decode(data, FOREVER, ALL)
     assert taken == len(data)
     assert [(r.type, r.pid, r.tid, r.time) for r in records] == [(type, 7, 8, 9) for type in bodies]
     symbol, program, poke = map(content, records)
@@ -189,4 +208,4 @@ def test_a_length_that_cannot_be_ends_the_batch() -> None:
     """It would not move on, or run over the end."""
     for size in (0, HEADER.size, 31, 5000):
         broken = struct.pack("=IHH", 3, 0, size) + bytes(40)
-        assert decode(packed(3, bytes(16)) + broken, FOREVER)[1] == 48 + len(broken)
+        assert decode(packed(3, bytes(16)) + broken, FOREVER, ALL)[1] == 48 + len(broken)
