@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -228,11 +229,21 @@ def targets(config: Config) -> Iterator[Finding]:
     except UserError as error:
         yield Finding("place", "fail", str(error), "mend --to")
         return
+    yield from folder(config.state, config.user)
     if isinstance(target, place.Kafka):
         yield broker(target, config)
         yield disk(config.state, config.outbox.limit)
     elif isinstance(target, place.Folder):
+        if target.path != config.state:
+            yield from folder(target.path, config.user)
         yield disk(target.path, config.log.limit)
+
+
+def folder(path: Path, user: str) -> Iterator[Finding]:
+    """Whether a folder that is there already is the pipeline's, or may become it."""
+    with suppress(UserError, OSError):  # there is no such user, or no such folder: another row says so
+        if why := privilege.foreign(path, privilege.find(user)):
+            yield Finding("folder", "fail", *why.split("; ", 1))
 
 
 def broker(target: place.Kafka, config: Config) -> Finding:

@@ -22,10 +22,12 @@ from typing import Any, Final, NamedTuple
 
 from pipeline.errors import UserError
 
-__all__ = ["User", "drop", "find", "give", "keep_modules", "libraries", "no_link", "own", "reach"]
+__all__ = ["User", "drop", "find", "foreign", "give", "keep_modules", "libraries", "no_link", "own", "reach"]
 
-OURS: Final = ("log.db", "outbox.db", "ledger.json", "attached.json")
+OURS: Final = {"log.db", "outbox.db", "ledger.json", "attached.json"}
 """A folder of root's with one of these is a state folder of an older version."""
+ROOTS: Final = {"loader.log", "lock"}
+"""One with nothing but these was made by `check` or `detach`, which stay root."""
 CLONE_THREAD: Final = 0x00010000
 SEEN: Final = os.R_OK | os.X_OK
 WORD: Final = 0xFFFFFFFF
@@ -71,18 +73,17 @@ def find(name: str) -> User:
 
 
 def own(folder: Path, user: User) -> None:
-    """Make a folder, or one that is empty, or an older version's, the user's. UserError: it is not ours to
+    """Make a folder, or one of root's in which nothing but ours is, the user's. UserError: it is not ours to
     give, or the user cannot get there.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    names = os.listdir(folder)
-    if folder.stat().st_uid == 0 and (not names or any(name in OURS for name in names)):
-        os.chown(folder, user.uid, user.gid)
-    if folder.stat().st_uid != user.uid:
-        raise UserError(
-            f"{folder} is not {user.name}'s, and not empty; name a new folder with --state, or "
-            f"give this one: chown -R {user.name} {folder}"
-        )
+    same = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # what was looked at is what is given
+    try:
+        if why := foreign(folder, user, same):
+            raise UserError(why)
+        os.chown(same, user.uid, user.gid)
+    finally:
+        os.close(same)
     with _as(user):
         reached = os.access(folder, SEEN | os.W_OK, effective_ids=True)
     if not reached:
@@ -90,6 +91,18 @@ def own(folder: Path, user: User) -> None:
             f"{folder} cannot be entered by {user.name}, as whom the pipeline runs; name a folder with "
             f"--state that it can reach, such as /var/lib/promissory"
         )
+
+
+def foreign(folder: Path, user: User, opened: int | None = None) -> str:
+    """Why a folder that is there is neither the user's nor ours to give; empty: it is."""
+    place = folder if opened is None else opened
+    owner, names = os.stat(place).st_uid, set(os.listdir(place))
+    if owner == user.uid or (owner == 0 and (names <= ROOTS or names & OURS)):
+        return ""
+    return (
+        f"{folder} is not {user.name}'s, and not empty; name a new folder with --state, or "
+        f"give this one: chown -R {user.name} {folder}"
+    )
 
 
 @contextmanager

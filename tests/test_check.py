@@ -169,10 +169,22 @@ def statuses(**flags: Any) -> dict[str, str]:
 
 
 def test_targets(tmp_path: Path) -> None:
-    assert list(statuses(state=str(tmp_path))) == ["disk"]
-    assert list(statuses(to=str(tmp_path))) == ["disk"]
-    assert statuses(to="-") == {}
+    state, other = str(tmp_path / "state"), str(tmp_path / "other")
+    assert list(statuses(state=state)) == ["disk"]
+    assert list(statuses(to=other, state=state)) == ["disk"]
+    assert statuses(to="-", state=state) == {}
     assert statuses(to="kafka://nowhere") == {"place": "fail"}
+
+
+@pytest.mark.parametrize("which", ["state", "to"])
+def test_a_folder_of_others_fails(tmp_path: Path, which: str) -> None:
+    places = {name: str(tmp_path / name) for name in ("state", "to")}
+    (tmp_path / which).mkdir()
+    (tmp_path / which / "letters").touch()
+    found, _ = check.targets(config(**places, user="nobody"))
+    assert (found.what, found.status) == ("folder", "fail")
+    assert found.answer == f"{tmp_path / which} is not nobody's, and not empty"
+    assert found.advice.startswith("name a new folder with --state")
 
 
 def test_a_broker_that_is_away_is_no_failure(tmp_path: Path) -> None:

@@ -96,7 +96,10 @@ def test_a_folder_that_is_new_empty_or_was_ours_is_given(ground: Path) -> None:
     (ground / "empty").mkdir()
     (ground / "older").mkdir(mode=0o700)
     (ground / "older" / "log.db").touch()
-    for name in ("new", "empty", "older"):
+    (ground / "checked").mkdir(mode=0o700)
+    for name in privilege.ROOTS:
+        (ground / "checked" / name).touch()
+    for name in ("new", "empty", "older", "checked"):
         privilege.own(ground / name, NOBODY)
         privilege.own(ground / name, NOBODY)
         assert owner(ground / name) == NOBODY.uid

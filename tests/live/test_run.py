@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.kernel.manifest import Manifest
+from pipeline.privilege import ROOTS
 from tests.live.run import Live, Record, eventually, json_lines
 from tests.live.witness import execute
 
@@ -135,6 +136,16 @@ def test_attach_then_run_then_detach(make_live: Callable[..., Live], acts: bytes
     eventually(lambda: not own & loaded(), "the kernel to free the programs")
     again = live.command("detach", "--state", str(live.state))
     assert "nothing was attached" in again.stdout
+
+
+def test_check_comes_before_the_first_run(make_live: Callable[..., Live]) -> None:
+    """As whoever is new here does it: what root's commands leave in the folder is in nobody's way."""
+    live = make_live()
+    for command in ("check", "detach"):
+        live.command(command, "--state", str(live.state))
+    assert {path.name for path in live.state.iterdir()} == ROOTS
+    live.start(events="exec,exit")
+    assert live.stop() == 0, live.said()
 
 
 def test_a_run_that_attached_detaches_at_its_end(make_live: Callable[..., Live], acts: bytes) -> None:
