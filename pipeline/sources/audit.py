@@ -20,11 +20,10 @@ from pipeline.sources.feeds import unwanted
 from pipeline.sources.serials import Joined, Serials
 from pipeline.sources.wires import Wire
 
-__all__ = ["LOOK", "Audit", "Who", "who_did"]
+__all__ = ["Audit", "Who", "who_did"]
 
 LOOK: Final = 1_000_000_000
-"""ns between two looks at what was lost. Each makes the kernel start a thread that answers, a fork and an
-exit in the stream; seldomer, heartbeats would vouch for time in which something was lost."""
+"""ns between two looks at which numbers are missing: longer than records can overtake each other."""
 COARSE: Final = 11_000_000
 """ns that an audit time can be too early: its clock ticks, and it is cut to 1 ms."""
 _PARENT: Final = {"parent_start", "parent_exec_id"}
@@ -75,7 +74,7 @@ class Audit:
     def listen(self, on: bool) -> None:
         """The wire wakes whoever waits on it, and nobody else."""
 
-    def pump(self, now: int, *, last: bool = False) -> None:
+    def pump(self, now: int, *, beat: bool = False, last: bool = False) -> None:
         """Take what came, and put the events that are over; of the `last` call, all that are open."""
         received = 0
         for record in self._wire.take(now):
@@ -87,8 +86,11 @@ class Audit:
         self._put(self._serials.finish() if last else self._serials.expire(now))
         self._ring.book("received", received)
         if last or now >= self._looked + LOOK:
-            self._ring.book("lost", self._wire.lost(self._serials.missing()))
+            missing = self._serials.missing()
+            self._ring.book("lost", 0 if self._wire.keeps else missing)
             self._looked = now
+        if beat or last:
+            self._ring.book("lost", self._wire.lost())
         oldest = self._serials.oldest
         # Whoever comes after us knows nothing of events that are still open here.
         self._ring.publish(now if oldest is None else oldest.time)

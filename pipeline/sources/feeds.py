@@ -49,9 +49,10 @@ class Feed(Protocol):
         """The source goes to sleep (True) or is awake again (False): only a sleeper has to be woken."""
         ...
 
-    def pump(self, now: int, *, last: bool = False) -> None:
+    def pump(self, now: int, *, beat: bool = False, last: bool = False) -> None:
         """Put what came and is older than `now` (ns since boot, read just before) into the ring, in order of
-        time, and publish it. After the `last` call nobody asks again: nothing may be held back.
+        time, and publish it. `beat`: a heartbeat is going to vouch for the time before; all its losses are to
+        be booked. After the `last` call nobody asks again: nothing may be held back.
         """
         ...
 

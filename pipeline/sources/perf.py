@@ -76,7 +76,7 @@ class Perf:
         """Ring the bell for what comes, or do not."""
         self._sideband.listen(on)
 
-    def pump(self, now: int, *, last: bool = False) -> None:
+    def pump(self, now: int, *, beat: bool = False, last: bool = False) -> None:
         """Records later than `now` stay where they are: another CPU may yet have earlier ones."""
         records, lost = self._sideband.read(EVER if last else now)
         for record in records:

@@ -167,15 +167,15 @@ class Rings:
         waiting = not self._stop and any(feed.waits for feed in self._feeds)
         return not waiting and all(ring.idle for ring in self.rings.values())
 
-    def _feed(self, now: int, *, last: bool = False) -> None:
+    def _feed(self, now: int, *, beat: bool = False, last: bool = False) -> None:
         for feed in self._feeds:
-            feed.pump(now, last=last)
+            feed.pump(now, beat=beat, last=last)
 
     def _look(self, beats: Beats | None) -> Pass:
         boottime, clock = self._now()
         counters = beats.counters() if beats else {}  # before the rings: what it counts can be seen there
         if not self._stop:
-            self._feed(boottime)
+            self._feed(boottime, beat=beats is not None)
         watermark = boottime - SLACK
         share = max(LIMIT // max(sum(ring.waits for ring in self.rings.values()), 1), LEAST)
         slices = []

@@ -45,7 +45,7 @@ class Wire(Protocol):
     """Where records come from."""
 
     keeps: bool
-    """What comes while nobody listens waits."""
+    """What comes while nobody listens waits; and missing numbers are among what is `lost`."""
 
     @property
     def descriptor(self) -> int:
@@ -61,8 +61,10 @@ class Wire(Protocol):
         """What came, in order; None: something was lost about here. `now`: ns since boot."""
         ...
 
-    def lost(self, missing: int) -> int:
-        """How many more than at the last call are lost; `missing`: events whose numbers never came."""
+    def lost(self) -> int:
+        """How many records the kernel says it lost, more than at the last call. It may start a thread that
+        answers, a fork and an exit in the stream: ask for heartbeats alone.
+        """
         ...
 
     def release(self, place: int | None) -> None:
@@ -75,9 +77,7 @@ class Wire(Protocol):
 
 
 class Multicast:
-    """By netlink. Lost are events whose numbers never came, and records that the kernel gave up before they
-    had any.
-    """
+    """By netlink. What the kernel says it lost are records that it gave up before they had a number."""
 
     keeps = False
 
@@ -111,10 +111,10 @@ class Multicast:
                 continue
             yield Record(header.unpack_from(message)[1], message[header.size :], clock())
 
-    def lost(self, missing: int) -> int:
+    def lost(self) -> int:
         """See Wire."""
         before, self._lost = self._lost, self._given_up()
-        return missing + max(self._lost - before, 0)
+        return max(self._lost - before, 0)
 
     def release(self, place: int | None) -> None:
         """What a socket gave is gone."""
@@ -156,8 +156,8 @@ class Kept:
                 yield None
                 yield self._begun.pop(id).record()
 
-    def lost(self, missing: int) -> int:
-        """See Wire. Events whose numbers never came are among these."""
+    def lost(self) -> int:
+        """See Wire."""
         before, self._lost = self._lost, int(self._row["kinds"][0]["lost_full"][KIND.number])
         return self._lost - before
 

@@ -86,7 +86,7 @@ class Fuzz:
     def close(self) -> None:
         """Nothing is open."""
 
-    def pump(self, now: int, *, last: bool = False) -> None:
+    def pump(self, now: int, *, beat: bool = False, last: bool = False) -> None:
         """Fill what is free, and finish what was left half written."""
         for ring, memory in self._memory.items():
             for at in self._busy[ring]:

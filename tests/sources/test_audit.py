@@ -221,11 +221,13 @@ def test_an_overrun_is_said_and_counted(world: World) -> None:
     for second in (1, 3, 5):
         world.pump(audit, second * SECOND)
     assert not audit.waits
+    assert int(world.row["lost"][0]) == 3, "numbers; the kernel is asked for a heartbeat"
+    world.pump(audit, 6 * SECOND, beat=True)
     assert world.payloads["serial"].tolist() == [7, 8, 12]
     whole = world.payloads["records_of"] == world.payloads["records_have"]
     assert whole.tolist() == [True, False, False]
     assert int(world.row["lost"][0]) == 2 + 3
-    world.pump(audit, 7 * SECOND)
+    world.pump(audit, 7 * SECOND, beat=True)
     assert int(world.row["lost"][0]) == 2 + 3
 
 

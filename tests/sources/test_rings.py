@@ -14,7 +14,7 @@ from pipeline.event import Pass
 from pipeline.kernel.ring import Ring
 from pipeline.ledger import RingBooks
 from pipeline.sources import rings as source_module
-from pipeline.sources.rings import LONG_NAP, LONGEST_NAP, NAP, SLACK, Rings
+from pipeline.sources.rings import LONG_NAP, LONGEST_NAP, NAP, SLACK, Beats, Rings
 from pipeline.stages.stage import Link
 from tests.kernel_ring import KernelRing
 
@@ -357,15 +357,18 @@ class Source:
         self.waits = self.listening = self.ended = False
         self.coming: list[int] = []
         self.asked: list[int] = []
+        self.beats: list[int] = []
 
     def listen(self, on: bool) -> None:
         assert on != self.listening
         self.listening = on
 
-    def pump(self, now: int, *, last: bool = False) -> None:
+    def pump(self, now: int, *, beat: bool = False, last: bool = False) -> None:
         assert not self.ended, "asked after the last time"
         self.ended = last
         self.asked.append(now)
+        if beat:
+            self.beats.append(now)
         while self.coming:
             self.world.write(1, self.coming.pop(0))
 
@@ -394,6 +397,23 @@ async def test_feeds_are_asked_between_the_clock_and_the_rings(world: World, fee
     assert numbers([found], 1) == [1]
     assert feed.asked == [world.time]
     assert found.watermark == world.time - SLACK
+
+
+async def test_feeds_know_which_look_a_heartbeat_vouches_for(
+    world: World, feed: Source, autojump_clock: trio.testing.MockClock
+) -> None:
+    passes: list[Pass] = []
+    link: Link[Pass] = Link("passes")
+    world.source = Rings(world.readers, {}, world.now, feeds=[feed], beats=Beats(10.0, dict))
+    feed.waits = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.source.run, link)
+        nursery.start_soon(collect, link, passes, world.release)
+        await trio.sleep(35)
+        assert len(feed.asked) > 100
+        assert len(feed.beats) == 4
+        world.source.stop(drain=True)
+    assert len(feed.asked) > len(feed.beats) == sum(found.beat is not None for found in passes[:-1])
 
 
 async def test_a_feed_wakes_the_source_and_is_silent_otherwise(world: World, feed: Source) -> None:
