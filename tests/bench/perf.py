@@ -2,8 +2,8 @@
 
 Mappings of one file, told by the perf side-band, through `Perf.pump` into a ring of our own: read, decoded,
 looked up whose it was, put, published. CPU time of the reader, median of nine rounds of 1,000 records. And
-what a mapping costs its maker, by turns with nothing listening and with the buffers that the pipeline has
-(their reader is awake, so nobody is woken).
+what a mapping costs its maker, by turns with nothing listening and with the buffers that the pipeline has,
+whose reader just woke up (its bells are kept from ringing) or has been awake for long (they are off).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pipeline.chunk import PERF_RING
 from pipeline.kernel import bpf
 from pipeline.kernel.layout import OWN
 from pipeline.kernel.own_ring import OwnMemory, OwnRing, create
+from pipeline.kernel.perf_buffer import LONG
 from pipeline.kernel.perf_event import Sideband
 from pipeline.kernel.who import Who
 from pipeline.sources.perf import Perf, Wanted
@@ -40,7 +41,7 @@ def measure() -> Part:
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     try:
-        record, (untold, told) = _reader(), _maker()
+        record, (untold, told, busy) = _reader(), _maker()
     finally:
         os.sched_setaffinity(0, before)
     return Part(
@@ -48,6 +49,7 @@ def measure() -> Part:
         [
             figure("perf", "a record into the ring", record, "ns"),
             figure("perf", "a mapping, told", told, "ns", anchor=("nothing listening", untold)),
+            figure("perf", "the same, long awake", busy, "ns", anchor=("nothing listening", untold)),
         ],
     )
 
@@ -71,14 +73,19 @@ def _reader() -> float:
     return statistics.median(times)
 
 
-def _maker() -> tuple[float, float]:
-    """ns per mapping, untold and told: medians of rounds by turns."""
-    untold, told = [], []
+def _maker() -> tuple[float, float, float]:
+    """ns per mapping, untold, told to a reader that just woke up, and to one long awake: medians of rounds by
+    turns.
+    """
+    untold, told, busy = [], [], []
     for _ in range(ROUNDS):
         untold.append(_timed())
-        with closing(Sideband(["mmap"])):
+        with closing(Sideband(["mmap"])) as sideband:
             told.append(_timed())
-    return statistics.median(untold), statistics.median(told)
+            for now in (0, 2 * LONG):
+                sideband.read(now)
+            busy.append(_timed())
+    return statistics.median(untold), statistics.median(told), statistics.median(busy)
 
 
 def _timed() -> float:

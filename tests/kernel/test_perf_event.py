@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import select
 import subprocess
 from collections.abc import Callable, Iterator
 
@@ -68,28 +67,6 @@ def test_mappings_of_data_come_where_they_are_asked_for(make: Callable[..., Side
     map_program(protection=mmap.PROT_READ)
     found = [said for said in mine(sideband.read(FOREVER)[0]) if said.name == b"/usr/bin/env"]
     assert [said.executable for said in found] == ([False] if data else [])
-
-
-def test_a_bell_rings_for_a_listener_only(make: Callable[..., Sideband]) -> None:
-    sideband = make("comm")  # rarer than mappings on a host with other things to do
-    bells = select.epoll()
-    for descriptor in sideband.descriptors:
-        bells.register(descriptor, select.EPOLLIN)
-    for on in (False, True, False, True):
-        sideband.listen(on)
-        sideband.read(FOREVER)
-        rename()
-        if on:
-            assert bells.poll(5)
-        assert sideband.waits, "heard or not, it is there"
-        while bells.poll(0):
-            pass
-
-
-def rename() -> None:
-    with open("/proc/self/comm", "r+b") as file:
-        name = file.read().rstrip()
-        file.write(name)
 
 
 def test_what_finds_no_space_is_counted(
