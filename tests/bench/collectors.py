@@ -23,7 +23,7 @@ from tests.bench.idle import live
 from tests.bench.slowdown import Switch, beside
 from tests.live.run import SLOWER, Live, eventually
 
-__all__ = ["OURS", "PEERS", "CannotError", "Peer", "promissory"]
+__all__ = ["NOTHING", "OURS", "PEERS", "CannotError", "Peer", "promissory"]
 
 
 BEGIN: Final = 60 * SLOWER
@@ -69,6 +69,16 @@ class Peer:
     ready: Callable[[], AbstractContextManager[Ready]]
     compiles: bool = False
     """Each time that it is put in force."""
+
+
+@contextmanager
+def _nothing() -> Iterator[int]:
+    process = subprocess.Popen(["sleep", "infinity"])
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
 
 
 @contextmanager
@@ -180,6 +190,8 @@ def _programs() -> int:
     return done.stdout.count("\n")
 
 
+NOTHING: Final = Peer("nothing, in both halves", None, "everything", "sleep", lambda: nullcontext(_nothing))
+"""The control: what the method shows where nothing is collected."""
 OURS: Final[Sequence[Peer]] = (
     Peer("promissory", None, "", "bpftool", _promissory("", "auto")),
     Peer(

@@ -2,11 +2,13 @@
 
 Storms of exec, fork, connections (connect and accept over loopback), executable mappings, and open (a call
 without an event) on one CPU, in short blocks, by turns without anything and with one collector in force: each
-block with it is compared with the block without it just before. Medians of the pairs, in per cent of the time
-without. promissory runs with its default events, its pipeline on the other CPU, and begins anew for each
-block: a run holds perf buffers, for which others pay. auditd has rules for the same system calls. The dearest
-fallback has its own line: it taxes every call, and is never on by default. In an emulated machine whoever
-takes what a collector collects stands still during its blocks, and takes it between them.
+block with it is compared with one without it, just before or just after. Medians of the pairs, in per cent of
+the time without, and the interval that holds the true median with 95 %. The first line of the table is the
+method measured by itself: pairs in which nothing is collected. promissory runs with its default events, its
+pipeline on the other CPU, and begins anew for each block: a run holds perf buffers, for which others pay.
+auditd has rules for the same system calls. The dearest fallback has its own line: it taxes every call, and is
+never on by default. In an emulated machine whoever takes what a collector collects stands still during its
+blocks, and takes it between them.
 """
 
 from __future__ import annotations
@@ -15,15 +17,15 @@ import os
 import platform
 import shutil
 import signal
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Final, Literal
 
-from tests.bench.collectors import OURS, PEERS, CannotError, Peer, promissory
+from tests.bench.collectors import NOTHING, OURS, PEERS, CannotError, Peer, promissory
 from tests.bench.loads import Loads
+from tests.bench.pairs import Pairs
 from tests.bench.programs import Spent
 from tests.bench.result import Figure, Part, Table, figure, tried
 from tests.bench.slowdown import ENVIRONMENT, STORM_CPU
@@ -38,7 +40,7 @@ COMPILING: Final = (8 if SLOWER == 1 else 2, 0.2)
 FIRST: Final = 100
 """Cycles that tell how long one takes."""
 REST: Final = 0.2 * SLOWER
-"""Seconds for a collector to be done with what it got: the next block is another storm's."""
+"""Seconds before each block, in both halves of a pair: for a collector to be done with what it got."""
 GOAL: Final[tuple[Literal["<="], float]] = ("<=", 2)
 """Per cent, …"""
 EXEMPT: Final = ("exec", "fork")
@@ -54,8 +56,8 @@ state, not three (connect + accept 12.5 → 9 %); namespace off unless asked for
 
 Storm = Callable[[int], float]
 """How often → ns of one."""
-Result = dict[str, tuple[float, float]]
-"""Storm → (ns of a cycle without, per cent more with the collector)."""
+Result = Mapping[str, Pairs]
+"""By storm: without the collector, and with it."""
 
 
 def measure() -> Part:
@@ -70,13 +72,13 @@ def measure() -> Part:
         }
         found: dict[str, Result] = {}
         absent = []
-        for peer in (*OURS, *PEERS):
+        for peer in (NOTHING, *OURS, *PEERS):
             try:
                 found[peer.name] = _measure(peer, storms, *(COMPILING if peer.compiles else PAIRS))
             except CannotError as error:
                 absent.append(f"{peer.name} was not measured: {error}")
         programs = _programs(storms)
-    here = [peer for peer in (*OURS, *PEERS) if peer.name in found]
+    here = [peer for peer in (NOTHING, *OURS, *PEERS) if peer.name in found]
     figures = _figures(found)
     rows = [
         (peer.name, *(_said(found[peer.name].get(storm)) for storm in storms), peer.lacks) for peer in here
@@ -91,19 +93,28 @@ def _measure(peer: Peer, storms: Mapping[str, Storm], pairs: int, block: float) 
         raise CannotError(f"`{peer.needs}` is not installed")
     mine = {name: storm for name, storm in storms.items() if peer.storms is None or name in peer.storms}
     times = {name: max(1, int(block * 1e9 / storm(FIRST))) for name, storm in mine.items()}
-    base: dict[str, list[float]] = {name: [] for name in mine}
-    more: dict[str, list[float]] = {name: [] for name in mine}
-    with peer.ready() as on:
-        for _ in range(pairs):
-            for name, storm in mine.items():
-                base[name].append(storm(times[name]))
-            with on() as taker:
-                for name, storm in mine.items():
-                    with _aside(taker):
-                        more[name].append(100 * (storm(times[name]) / base[name][-1] - 1))
-                    time.sleep(REST)
+    found = {name: Pairs([], []) for name in mine}
+
+    def without() -> None:
+        for name, storm in mine.items():
             time.sleep(REST)
-    return {name: (statistics.median(base[name]), statistics.median(more[name])) for name in mine}
+            found[name].off.append(storm(times[name]))
+
+    def under(taker: int) -> None:
+        for name, storm in mine.items():
+            time.sleep(REST)
+            with _aside(taker):
+                found[name].on.append(storm(times[name]))
+
+    with peer.ready() as on:
+        for number in range(pairs):
+            if number % 2 == 0:
+                without()
+            with on() as taker:
+                under(taker)
+            if number % 2:
+                without()
+    return found
 
 
 @contextmanager
@@ -142,11 +153,12 @@ def _cost(spent: Spent) -> str:
 def _figures(found: Mapping[str, Result]) -> list[Figure]:
     """promissory's own lines: beside each goal, the peer that does best."""
     figures = []
-    for storm, (base, more) in found[OURS[0].name].items():
-        what = f"{storm} (a cycle: {base / 1000:.1f} µs)"
+    for storm, pairs in found[OURS[0].name].items():
+        more, low, high = pairs.percent
+        what = f"{storm} (a cycle: {pairs.base / 1000:.1f} µs; {low:.1f} to {high:.1f} %)"
         bound = None if storm in EXEMPT else GOAL
         figures.append(figure("F9", what, more, "%", goal=bound))
-        others = [(found[p.name][storm][1], p.name) for p in PEERS if storm in found.get(p.name, ())]
+        others = [(found[p.name][storm].percent[0], p.name) for p in PEERS if storm in found.get(p.name, ())]
         if others:
             best, name = min(others)
             what = f"{storm}: promissory's less that of {name}"
@@ -154,5 +166,8 @@ def _figures(found: Mapping[str, Result]) -> list[Figure]:
     return figures
 
 
-def _said(result: tuple[float, float] | None) -> str:
-    return f"{result[1]:+.1f}" if result else "sees none"
+def _said(result: Pairs | None) -> str:
+    if result is None:
+        return "sees none"
+    more, low, high = result.percent
+    return f"{more:+.1f} ({low:.1f} to {high:.1f})"

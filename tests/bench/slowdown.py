@@ -9,10 +9,8 @@ difference, and the median of all pairs counts, with the interval that holds the
 from __future__ import annotations
 
 import os
-import statistics
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -25,6 +23,7 @@ from pipeline.kernel.manifest import Manifest
 from pipeline.schema import by_name
 from tests.bench.idle import DEFAULT, live
 from tests.bench.loads import Loads
+from tests.bench.pairs import Pairs
 from tests.bench.programs import Programs, Spent
 from tests.bench.result import Figure, Part, Table, figure, tried
 from tests.live.run import Live
@@ -50,35 +49,6 @@ SAMPLE: Final = 2000
 
 Load = Callable[[int], float]
 """How often → ns of one."""
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """What a storm took, block by block: ns of one cycle."""
-
-    off: list[float]
-    on: list[float]
-
-    @property
-    def base(self) -> float:
-        """Without programs."""
-        return statistics.median(self.off)
-
-    @property
-    def more(self) -> float:
-        """What one cycle takes more with them."""
-        return statistics.median(self._differences)
-
-    @property
-    def within(self) -> tuple[float, float]:
-        """The interval of that median."""
-        ordered, n = sorted(self._differences), len(self.off)
-        skip = max(0, round(n / 2 - 0.98 * n**0.5 - 0.5))
-        return ordered[skip], ordered[n - 1 - skip]
-
-    @property
-    def _differences(self) -> list[float]:
-        return [on - off for off, on in zip(self.off, self.on, strict=True)]
 
 
 class Switch:
@@ -136,10 +106,10 @@ def _default(dynamic: Load, static: Load, pairs: int) -> tuple[list[Figure], Tab
     with _attached(DEFAULT) as switch:
         figures = []
         found = _pairs(switch, dynamic, pairs)
-        low, high = (100 * edge / found.base for edge in found.within)
+        more, low, high = found.percent
         cycle = f"a cycle: {found.base / 1000:.0f} µs; {low:.1f} to {high:.1f} %"
         what = f"fork + exec + exit of a dynamic program, 3 KB environment ({cycle})"
-        figures.append(figure("F5", what, 100 * found.more / found.base, "%", goal=("<=", 2)))
+        figures.append(figure("F5", what, more, "%", goal=("<=", 2)))
         found = _pairs(switch, static, pairs)
         low, high = (edge / 1000 for edge in found.within)
         what = f"vfork + exec + exit of a minimal static program ({low:.1f} to {high:.1f} µs)"
