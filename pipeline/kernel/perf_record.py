@@ -43,8 +43,7 @@ _BPF: Final = struct.Struct("=HHI8s")
 _WORD: Final = struct.Struct("=Q")
 _POKE: Final = struct.Struct("=QHH")
 _COMM_EXEC: Final = 1 << 13
-_MMAP_DATA: Final = 1 << 13
-"""Bits of `misc`, by type."""
+"""A bit of `misc`."""
 NAMESPACES: Final = ("net", "uts", "ipc", "pid", "user", "mnt", "cgroup")
 """As the kernel numbers them."""
 BPF_LOAD: Final = 1
@@ -78,7 +77,6 @@ class Mmap(NamedTuple):
     prot: int
     flags: int
     name: bytes
-    executable: bool
 
 
 class Comm(NamedTuple):
@@ -192,12 +190,10 @@ def _text(body: bytes, at: int) -> bytes:
     return body[at:].partition(b"\0")[0]
 
 
-def _mmap(body: bytes, misc: int) -> Mmap:
+def _mmap(body: bytes, _: int) -> Mmap:
     pid, tid, address, length, offset, major, minor, inode, _, prot, flags = _MMAP2.unpack_from(body)
     device = (minor & 0xFF | major << 8 | (minor & ~0xFF) << 12) & 0xFFFFFFFF
-    name = _text(body, _MMAP2.size)
-    executable = not misc & _MMAP_DATA
-    return Mmap(pid, tid, address, length, offset, device, inode, prot, flags, name, executable)
+    return Mmap(pid, tid, address, length, offset, device, inode, prot, flags, _text(body, _MMAP2.size))
 
 
 def _comm(body: bytes, misc: int) -> Comm:

@@ -66,7 +66,7 @@ def test_mappings_of_data_come_where_they_are_asked_for(make: Callable[..., Side
     sideband = make("mmap", data=data)
     map_program(protection=mmap.PROT_READ)
     found = [said for said in mine(sideband.read(FOREVER)[0]) if said.name == b"/usr/bin/env"]
-    assert [said.executable for said in found] == ([False] if data else [])
+    assert [said.prot for said in found] == ([mmap.PROT_READ] if data else [])
 
 
 def test_what_finds_no_space_is_counted(

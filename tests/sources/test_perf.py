@@ -37,7 +37,7 @@ from pipeline.sources.perf import EVER, Perf, Wanted
 from pipeline.sources.perf_events import Events
 
 START = 1000
-FILE = Mmap(7, 7, 4096, 8192, 4096, 65024, 99, 5, 2, b"/usr/bin/true", True)
+FILE = Mmap(7, 7, 4096, 8192, 4096, 65024, 99, 5, 2, b"/usr/bin/true")
 SPACES = {"net": 1, "uts": 2, "ipc": 3, "pid": 4, "user": 5, "mnt": 6, "cgroup": 7}
 KINDS = (
     "mmap",
