@@ -41,6 +41,7 @@ __all__ = [
     "row_of",
     "settings",
     "start_ticks",
+    "stat",
     "wanted",
 ]
 
@@ -150,9 +151,18 @@ class Identity:
 
 
 def start_ticks(pid: int) -> int:
-    """When a process started, ticks since boot (field 22 of its stat)."""
-    text = Path(f"/proc/{pid}/stat").read_text()
-    return int(text[text.rindex(")") + 2 :].split()[19])
+    """When a process started, ticks since boot."""
+    return int(stat(f"/proc/{pid}")[1][19])
+
+
+def stat(folder: Path | str) -> tuple[bytes, list[bytes]]:
+    """The name of a process or thread, by its folder in /proc, and the fields of its stat file from the third
+    on. The name may hold anything.
+    """
+    with open(f"{folder}/stat", "rb", buffering=0) as file:
+        text = file.read(1 << 12)
+    end = text.rindex(b")")
+    return text[text.index(b"(") + 1 : end], text[end + 2 :].split()
 
 
 def cpus(which: Literal["present", "possible"]) -> list[int]:

@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.chunk import HEADER, PROC_RING, REDACTED, event_id, sequence_of, split
 from pipeline.event import UNKNOWN, Array
 from pipeline.kernel import bpf
-from pipeline.kernel.layout import IDENTITY, TICK, Identity, cgroup_known, start_ticks
+from pipeline.kernel.layout import IDENTITY, TICK, Identity, cgroup_known, start_ticks, stat
 from pipeline.redact import Redaction
 from pipeline.schema import Schema, by_name
 
@@ -50,7 +50,7 @@ def processes(root: Path = PROC) -> Iterator[Process]:
         if not name.isdigit():
             continue
         try:
-            fields = _stat(root / name)
+            _, fields = stat(root / name)
         except GONE:
             continue
         yield Process(Identity(int(name), int(fields[19])), int(fields[1]))
@@ -108,16 +108,10 @@ def _living_thread(pid: int) -> Path | None:
 
 def _lives(thread: Path) -> bool:
     try:
-        state, *_, flags = _stat(thread)[:7]
+        state, *_, flags = stat(thread)[1][:7]
     except GONE:
         return False
-    return state not in "ZX" and not int(flags) & PF_EXITING
-
-
-def _stat(folder: Path) -> list[str]:
-    """Fields of a stat file from the third on (the second, the name, may hold anything)."""
-    text = (folder / "stat").read_text(errors="replace")
-    return text[text.rindex(")") + 2 :].split()
+    return state not in (b"Z", b"X") and not int(flags) & PF_EXITING
 
 
 def _event(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from pipeline.kernel import bpf
-from pipeline.kernel.layout import IDENTITY, OURS, TICK, Identity, cgroup_known
+from pipeline.kernel.layout import IDENTITY, OURS, TICK, Identity, cgroup_known, stat
 
 __all__ = ["NAMELESS", "Who"]
 
@@ -216,7 +216,7 @@ class Who:
         except OSError:
             return None
         try:
-            comm, stat = _stat(f"/proc/self/fd/{folder}")
+            comm, fields = stat(f"/proc/self/fd/{folder}")
             lines = _read(f"/proc/self/fd/{folder}/status").splitlines()
             status = dict(line.split(b":\t", 1) for line in lines if b":\t" in line)
             path = _read(f"/proc/self/fd/{folder}/cgroup").partition(b"0::")[2] if self._cgroups else b""
@@ -224,9 +224,9 @@ class Who:
             return None
         finally:
             os.close(folder)
-        parent = int(stat[1])
+        parent = int(fields[1])
         return _Living(
-            start=int(stat[19]),
+            start=int(fields[19]),
             parent_pid=parent,
             parent_start=_start(parent),
             ns_pid=int(status[b"NSpid"].split()[-1]),
@@ -242,23 +242,17 @@ def _read(path: str) -> bytes:
         return file.read(1 << 16)
 
 
-def _stat(folder: str) -> tuple[bytes, list[bytes]]:
-    """A process's name, and the fields of its stat file from the third on."""
-    text = _read(f"{folder}/stat")
-    return text[text.index(b"(") + 1 : text.rindex(b")")], text[text.rindex(b")") + 2 :].split()
-
-
 def _start(pid: int) -> int | None:
     """ns since boot, to a tick; None: it has ended, or is the kernel itself."""
     try:
-        return int(_stat(f"/proc/{pid}")[1][19]) * TICK if pid else None
+        return int(stat(f"/proc/{pid}")[1][19]) * TICK if pid else None
     except OSError:
         return None
 
 
 def _thread_comm(pid: int, tid: int) -> bytes:
     try:
-        return _stat(f"/proc/{pid}/task/{tid}")[0]
+        return stat(f"/proc/{pid}/task/{tid}")[0]
     except OSError:
         return NAMELESS
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import struct
+from pathlib import Path
 
 import pytest
 
 from pipeline.config import Config
 from pipeline.configure import load
-from pipeline.kernel.layout import settings
+from pipeline.kernel.layout import settings, stat
 from pipeline.kernel.source import BPF
 
 MEMBERS = re.compile(r"^    (u32|u64) ([\w, ]+);", re.M)
@@ -39,3 +40,10 @@ def test_the_budget_in_parts(reserve: float, share: float, parts: tuple[int, int
     """What was asked for is never none: that would be no reserve, and a share without a bound."""
     seen = as_the_kernel_reads(load({"budget": {"reserve": reserve, "share": share}}, environ={}))
     assert (seen["reserve"], seen["share"]) == parts
+
+
+@pytest.mark.parametrize("name", [b"plain", b"", b") Z 1 (", b"\xff\n 1 2"])
+def test_the_fields_of_a_stat_file_whatever_its_process_is_called(tmp_path: Path, name: bytes) -> None:
+    (tmp_path / "stat").write_bytes(b"12 (" + name + b") S 1 " + b" ".join(b"%d" % n for n in range(5, 53)))
+    found, fields = stat(tmp_path)
+    assert (found, fields[0], fields[1], fields[19]) == (name, b"S", b"1", b"22")
