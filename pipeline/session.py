@@ -60,7 +60,7 @@ async def run(config: Config, *, say: Say) -> int:
             opened.know(ourselves())
             if config.realtime:
                 priority.take(say)
-            feeds = stack.enter_context(closing(Feeds(config, opened, user)))
+            feeds = stack.enter_context(closing(Feeds(config, opened, user, say)))
             privilege.keep_modules(user)
             privilege.drop(user)
             judge = Judge(config.filter, say) if config.filter else None

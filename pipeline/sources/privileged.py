@@ -3,58 +3,62 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from pipeline.chunk import AUDIT_RING, PERF_RING
 from pipeline.config import Config
 from pipeline.kernel.attachment import Attachment
 from pipeline.kernel.deputy import Deputy
+from pipeline.kernel.own_ring import OwnRing
 from pipeline.privilege import User
 from pipeline.sources.audit import Audit
 from pipeline.sources.feeds import Feed
 from pipeline.sources.perf import Perf, Wanted
 from pipeline.sources.wires import Kept, Multicast
 
-__all__ = ["Feeds"]
+__all__ = ["Feeds", "GivenUp"]
+
+
+def _boottime() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 class Feeds:
     """The feeds of an attachment, and the deputy (kernel/deputy.py) of those that need one."""
 
-    def __init__(self, config: Config, attachment: Attachment, user: User) -> None:
+    def __init__(
+        self, config: Config, attachment: Attachment, user: User, say: Callable[[str], None]
+    ) -> None:
         """Open all. OSError carries the kernel's answer."""
-        self._attachment, self._user = attachment, user
-        self._now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._attachment, self._user, self._say = attachment, user, say
         self._caps = config.caps.model_dump()
         self._deputy: Deputy | None = None
         self._uids, self._cgroups = config.kernel.uids, config.kernel.cgroups
         manifest = attachment.manifest
         surfaces = {kind: manifest.surfaces[kind] for kind in manifest.kinds}
         self.all: list[Feed] = []
-        if kinds := [kind for kind, surface in surfaces.items() if surface == "perf"]:
-            self.all.append(self._perf(Wanted(kinds, config.memory.all, self._uids, self._cgroups)))
+        # Audit first: perf's buffers are full long before a deputy has begun.
         if "audit" in surfaces and AUDIT_RING in manifest.rings:
             self.all.append(self._audit())
+        if kinds := [kind for kind, surface in surfaces.items() if surface == "perf"]:
+            self.all.append(self._perf(Wanted(kinds, config.memory.all, self._uids, self._cgroups)))
 
     def _perf(self, wanted: Wanted) -> Perf:
         asks = any(kind.startswith("bpf_") for kind in wanted.kinds)
-        return Perf(
-            self._attachment.own_ring(PERF_RING, self._caps),
-            self._attachment.who(),
-            wanted,
-            self._now,
-            self._asked().program if asks else None,
-        )
+        program = self._asked().program if asks else None
+        ring = self._attachment.own_ring(PERF_RING, self._caps)
+        return Perf(ring, self._attachment.who(), wanted, _boottime(), program)
 
     def _audit(self) -> Audit:
         attachment = self._attachment
         ring, kept = attachment.own_ring(AUDIT_RING, self._caps), attachment.records()
         booked = attachment.source_books(AUDIT_RING)["lost"]
-        wire = Kept(*kept, booked) if kept else Multicast(self._asked().lost)
-        return Audit(ring, wire, attachment.who(), self._now, self._uids, self._cgroups)
+        wire = Kept(*kept, booked) if kept else Multicast(GivenUp(self._asked().lost, ring))
+        return Audit(ring, wire, attachment.who(), _boottime(), self._uids, self._cgroups)
 
     def _asked(self) -> Deputy:
         if self._deputy is None:
-            self._deputy = Deputy(self._user)
+            self._deputy = Deputy(self._user, self._say)
         return self._deputy
 
     def close(self) -> None:
@@ -63,3 +67,26 @@ class Feeds:
             feed.close()
         if self._deputy:
             self._deputy.close()
+
+
+class GivenUp:
+    """Audit records that the kernel gave up, counted from the first answer on. Asked for a heartbeat, which
+    must not vouch for what nobody told: that is booked as a time without a reader.
+    """
+
+    def __init__(self, ask: Callable[[], int | None], ring: OwnRing) -> None:
+        """`ask`: how many since the boot; None: nobody says."""
+        self._ask, self._ring = ask, ring
+        self._last: int | None = None
+        self._sum = 0
+        self._begun = False
+
+    def __call__(self) -> int:
+        found = self._ask()
+        if found is not None:
+            self._sum += 0 if self._last is None else max(found - self._last, 0)
+            self._last = found
+        elif self._begun:  # the first time, the reader begins: the time before is booked anyway
+            self._ring.opened(_boottime())
+        self._begun = True
+        return self._sum

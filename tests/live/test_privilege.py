@@ -4,10 +4,12 @@ alone, to a broker that wants TLS and SCRAM.
 
 from __future__ import annotations
 
+import os
 import pwd
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -65,11 +67,57 @@ def test_its_deputy_has_two_capabilities_and_no_more(live: Live) -> None:
     children = Path(f"/proc/{live.process.pid}/task/{live.process.pid}/children").read_text().split()
     if not children:
         pytest.skip("NOT TESTED: no source here needs a deputy")
-    (deputy,) = children
-    (status,) = statuses(int(deputy)).values()
+    (deputy,) = map(int, children)
+    (status,) = statuses(deputy).values()
     kept = dict.fromkeys(("CapPrm", "CapEff"), SYS_ADMIN | AUDIT_CONTROL)
     assert unprivileged(status) == {**UNPRIVILEGED, **kept}
     check_user(status)
+
+
+def unvouched(live: Live) -> list[tuple[int, int]]:
+    """Times for which nobody says what the kernel gave up of audit; that before the run is not among them."""
+    live.log.read()
+    found = [n for n in live.log.notices if (n.get("stage"), n.get("reason")) == ("audit", "no reader")]
+    assert all(notice["count"] is None and notice["ring"] == 1022 for notice in found)
+    return [(notice["since"], notice["until"]) for notice in found[1:]]
+
+
+def beats(live: Live) -> list[int]:
+    live.log.read()
+    return [notice["until"] for notice in live.log.notices if notice["kind"] == "heartbeat"]
+
+
+def test_heartbeats_do_not_vouch_for_what_no_deputy_tells(make_live: Callable[..., Live]) -> None:
+    """One that is stopped is late, and goes on; one that is killed is missed until the next run."""
+    live = make_live(heartbeat="0.5")
+    live.start(events="exec,exit,audit")
+    assert live.process
+    if live.kinds["audit"] != "audit" or (live.pins / "ring_records").exists():
+        pytest.skip("NOT TESTED: audit needs no deputy here")
+    children = Path(f"/proc/{live.process.pid}/task/{live.process.pid}/children").read_text().split()
+    (deputy,) = map(int, children)
+
+    eventually(lambda: len(beats(live)) > 2, "heartbeats")
+    assert unvouched(live) == []
+    os.kill(deputy, signal.SIGSTOP)
+    eventually(lambda: len(unvouched(live)) > 2, "the time to be told")
+    os.kill(deputy, signal.SIGCONT)
+    eventually(lambda: "the deputy answers again" in live.said(), "it to go on")
+    late = unvouched(live)
+    count = len(beats(live))
+    eventually(lambda: len(beats(live)) > count + 2, "more heartbeats")
+    assert unvouched(live) == late, "what it tells is vouched for again"
+
+    os.kill(deputy, signal.SIGKILL)
+    eventually(lambda: len(unvouched(live)) > len(late) + 2, "the time to be told")
+    told = unvouched(live)
+    assert all(
+        before[1] >= after[0] for before, after in zip(told[len(late) :], told[len(late) + 1 :], strict=False)
+    )
+    assert live.said().count("the deputy is gone, until `run` is started again") == 1
+    assert live.said().count("the deputy does not answer") == 1
+    assert live.stop() == 0, live.said()
+    assert live.ledger()["balanced"]
 
 
 @pytest.fixture
