@@ -12,13 +12,15 @@ import os
 import struct
 import time
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from pipeline.kernel import bpf
-from pipeline.kernel.layout import IDENTITY, OURS, TICK, Identity, cgroup_known, stat
+from pipeline.kernel.layout import IDENTITY, OURS, TEST, TICK, Identity, cgroup_known, stat
 
-__all__ = ["NAMELESS", "Who"]
+__all__ = ["NAMELESS", "Who", "Whose"]
 
+Whose = Literal["self", "test"]
+"""The pipeline's own, or the loader's self-test."""
 Values = dict[str, int | bytes]
 NAMELESS: Final = b"\0\xff"
 """An unknown comm (schemas/common.toml)."""
@@ -96,6 +98,10 @@ class _Look(NamedTuple):
     parent: _Runs
     earlier: _Living | None
     """What /proc said at the look before this one, which was before every record that needs this one."""
+    start: int
+    """Ticks; -1: unknown."""
+    flags: int
+    """Of layout: whose it is. What it once was, it stays."""
 
     def steady(self, name: str) -> bool:
         """Whether something stayed as it is now since the look before."""
@@ -114,8 +120,8 @@ class Who:
         self._looks: dict[int, _Look] = {}
 
     def __call__(self, pid: int, when: int, tid: int = 0) -> Values | None:
-        """What is known of the process that had this pid at `when` (ns since boot); None: it is the
-        pipeline's own. `tid`: the thread, where it is known.
+        """What is known of the process that had this pid at `when` (ns since boot); None: it is one of ours,
+        see `whose`. `tid`: the thread, where it is known.
         """
         values: Values = {"pid": pid, "tid": tid or pid}
         if not pid:
@@ -127,7 +133,7 @@ class Who:
         start = known.start if known else living.start * TICK if living else when + 1
         if when < start:
             return values  # of somebody who had the pid before
-        if look.runs.flags & OURS:
+        if look.flags & (OURS | TEST):
             return None
         values["exec_id"] = look.runs.at(when)
         if known:
@@ -140,15 +146,19 @@ class Who:
             values["parent_exec_id"] = look.parent.at(when)
         return values
 
+    def whose(self, pid: int, when: int) -> Whose:
+        """Of which of ours a process is, where that is all that is known of it."""
+        return "test" if pid != self._own and self._look(pid, when).flags & TEST else "self"
+
     def _look(self, pid: int, when: int) -> _Look:
         look = self._looks.get(pid)
         if look is None or look.at < when:
             if len(self._looks) >= _KEPT:
                 self._looks.clear()
-            look = self._looks[pid] = self._look_again(pid, look.living if look else None)
+            look = self._looks[pid] = self._look_again(pid, look)
         return look
 
-    def _look_again(self, pid: int, earlier: _Living | None) -> _Look:
+    def _look_again(self, pid: int, before: _Look | None) -> _Look:
         at = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         known = self._known(pid)
         living = None if known and known.ended else self._living(pid)
@@ -161,10 +171,15 @@ class Who:
             parent = self._runs(known.parent_pid, known.parent_start // TICK)
         elif living and living.parent_start is not None:
             parent = self._runs(living.parent_pid, living.parent_start // TICK)
-        runs = _Runs(known, 0, known.flags) if known else self._runs(pid, living.start if living else -1)
-        if living and earlier and living.start != earlier.start:
-            earlier = None
-        return _Look(at, living, runs, parent, earlier)
+        start = known.start // TICK if known else living.start if living else -1
+        runs = _Runs(known, 0, known.flags) if known else self._runs(pid, start)
+        if before and before.start != start:
+            before = None
+        flags = runs.flags | (before.flags if before else 0)
+        if known and living:  # a loader runs already when it says whose it is: there, while it lives
+            flags |= self._identity(pid, start).flags
+        earlier = before.living if before and living else None
+        return _Look(at, living, runs, parent, earlier, start, flags)
 
     def _known(self, pid: int) -> _Known | None:
         found = bpf.lookup(self._pids, pid.to_bytes(4, "little"), _KNOWN.size)
@@ -175,6 +190,9 @@ class Who:
         known = self._known(pid)
         if known and known.start // TICK == start:
             return _Runs(known, 0, known.flags)
+        return self._identity(pid, start)
+
+    def _identity(self, pid: int, start: int) -> _Runs:
         found = bpf.lookup(self._identities, Identity(pid, start).key, IDENTITY.size) if start >= 0 else None
         return _Runs(None, *IDENTITY.unpack(found)[:2]) if found else _NOBODYS
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, cast
 
 from pipeline.kernel.bpf import ProgramInfo
 from pipeline.kernel.own_ring import OwnRing
@@ -102,9 +102,12 @@ class Perf:
     def _put(self, event: Event, time: int) -> None:
         schema, wanted = by_name()[event.kind], self._wanted
         known = self._who(event.pid, time, event.tid)
-        reason = unwanted(known, wanted.uids, wanted.cgroups)
-        if known is None or reason:
-            self._ring.filter(schema, reason or "self")
+        if known is None:
+            # A reason that the books know, and `filter` does not name yet.
+            self._ring.filter(schema, cast(Any, self._who.whose(event.pid, time)))
+            return
+        if reason := unwanted(known, wanted.uids, wanted.cgroups):
+            self._ring.filter(schema, reason)
             return
         since, comm = self._comms.get(event.pid) or (0, NAMELESS)
         if event.pid == event.tid and int(known.get("start", EVER)) <= since:

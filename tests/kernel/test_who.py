@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline.kernel import bpf
-from pipeline.kernel.layout import IDENTITY, OURS, TICK, Identity, start_ticks
+from pipeline.kernel.layout import IDENTITY, OURS, TEST, TICK, Identity, start_ticks
 from pipeline.kernel.who import NAMELESS, Who
 from tests.kernel_ring import boottime
 
@@ -121,7 +121,9 @@ def test_what_an_exec_may_have_changed_is_not_told_of_before(maps: Maps, who: Wh
 def test_the_pipeline_does_not_look_at_itself(maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look can be a record of its own, which would ask for the next."""
     monkeypatch.setattr(os, "open", lambda *_: pytest.fail("it looked at /proc"))
-    assert Who(PIDS, IDENTITIES, os.getpid())(os.getpid(), boottime()) is None
+    who = Who(PIDS, IDENTITIES, os.getpid())
+    assert who(os.getpid(), boottime()) is None
+    assert who.whose(os.getpid(), boottime()) == "self"
     assert not maps.asked
 
 
@@ -144,13 +146,33 @@ def test_what_the_end_contradicts_is_unknown(maps: Maps, who: Who) -> None:
     assert bytes(found["comm"]).startswith(NAMELESS)
 
 
-@pytest.mark.parametrize("flags", [0, OURS])
-def test_the_pipelines_own_are_none(maps: Maps, who: Who, flags: int) -> None:
+@pytest.mark.parametrize(
+    ("flags", "whose"), [(0, "self"), (OURS, "self"), (TEST, "test"), (OURS | TEST, "test")]
+)
+def test_our_own_are_none(maps: Maps, who: Who, flags: int, whose: str) -> None:
     maps.know(GONE, flags=flags)
     assert (who(GONE, 150 * SECOND) is None) == bool(flags)
+    assert who.whose(GONE, 150 * SECOND) == whose
     start = start_ticks(os.getpid())
     maps.identify(os.getpid(), start, 9, flags)
-    assert (who(os.getpid(), boottime()) is None) == bool(flags)
+    now = boottime()
+    assert (who(os.getpid(), now) is None) == bool(flags)
+    assert who.whose(os.getpid(), now) == whose
+
+
+def test_the_loader_is_told_apart_when_it_runs_already(maps: Maps, who: Who, sleeper: int) -> None:
+    """`pids` has it from before, and `identities` forgets it at its end; what it once was, it stays."""
+    known = known_of(sleeper)
+    maps.know(sleeper, **known)
+    assert who(sleeper, boottime()) is not None
+    maps.identify(sleeper, start_ticks(sleeper), 9, TEST)
+    assert who(sleeper, boottime()) is None
+    maps.content = {}
+    maps.know(sleeper, **{**known, "ended": boottime()})
+    assert who(sleeper, boottime()) is None
+    assert who.whose(sleeper, boottime()) == "test"
+    maps.know(sleeper, **{**known, "start": known["start"] + TICK, "exec_time": known["start"] + TICK})
+    assert who(sleeper, boottime()) is not None, "another has its pid"
 
 
 def known_of(pid: int) -> dict[str, Any]:

@@ -397,3 +397,22 @@ def test_a_killed_pipeline_leaves_books_that_balance(make_live: Callable[..., Li
     assert ledger["rings"]["1021"]["away"] == 3
     places = [(r["ring"], r["sequence"]) for r in live.log.of(pid, "mmap")]
     assert len(set(places)) == len(places)
+
+
+def test_what_a_hand_over_does_is_a_self_test(make_live: Callable[..., Live]) -> None:
+    """As at surfaces of BPF: the loader's programs, and what it maps once it has said who it is."""
+    live = make_live(surface="perf")
+    live.start()
+    kinds = ("bpf_load", "bpf_unload", "ksymbol", "mmap")
+    done = live.command("attach", "--state", str(live.state), "--events", ",".join(kinds))
+    assert done.returncode == 0, done.stderr
+    assert "generation 2" in done.stdout
+    assert live.stop() == 0, live.said()
+    execs = [r for r in live.log.read() if r["kind"] == "exec"]
+    (command,) = (r["process"]["pid"] for r in execs if str(live.state) in (r["argv"] or ()))
+    made = [r for r in execs if r["process"]["parent"]["pid"] == command]
+    (loader,) = (r["process"]["pid"] for r in made if "pipeline.kernel.loader" in r["argv"])
+    assert not live.log.of(loader, "bpf_load", "bpf_unload", "ksymbol")
+    filtered = {(f["kind"], f["reason"]): f["count"] for f in live.ledger()["filters"]}
+    assert all(filtered.get((kind, "self-test")) for kind in kinds), filtered
+    assert live.ledger()["balanced"]
