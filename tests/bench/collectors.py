@@ -7,6 +7,8 @@ takes what is collected.
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import signal
 import subprocess
@@ -65,10 +67,15 @@ class Peer:
     lacks: str
     """What it does not collect, beside promissory."""
     needs: str
-    """The command without which it cannot be measured."""
+    """The command without which it cannot be measured, …"""
+    package: str
+    """… and Debian's package with it."""
     ready: Callable[[], AbstractContextManager[Ready]]
     compiles: bool = False
     """Each time that it is put in force."""
+    fresh: bool = False
+    """Whether each block needs a process of its own, made in force or not as the block is. Others have one
+    process for all their blocks: a new one is noise."""
 
 
 @contextmanager
@@ -124,12 +131,15 @@ def _running(run: Live, events: str, surface: str) -> Iterator[int]:
 
 @contextmanager
 def _auditd() -> Iterator[Ready]:
+    if "pid 0\n" not in _auditctl("-s"):
+        raise CannotError("another audit daemon runs here, with rules of its own (service auditd stop)")
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(AUDITD.parent, folder, dirs_exist_ok=True)
         settings = AUDITD.read_text().replace("/var/log/audit/audit.log", f"{folder}/audit.log")
         (Path(folder) / AUDITD.name).write_text(settings)
         daemon = subprocess.Popen(["auditd", "-n", "-s", "nochange", "-c", folder], stdout=subprocess.DEVNULL)
-        eventually(lambda: f"pid {daemon.pid}" in _auditctl("-s"), "auditd to begin")
+        eventually(lambda: f"pid {daemon.pid}\n" in _auditctl("-s"), "auditd to begin")
+        _auditctl(*NO_CONTEXT.split())  # as after a block with its rules
         try:
             yield partial(_rules, daemon.pid)
         finally:
@@ -167,8 +177,7 @@ def _command(*command: str, first: float = 3.0) -> Callable[[], AbstractContextM
         eventually(lambda: _programs() > programs or process.poll() is not None, command[0], BEGIN)
         time.sleep(first / 3)  # its other programs
         if process.poll() is not None:
-            said = process.communicate()[1].decode().strip().splitlines() or ["nothing said"]
-            raise CannotError(said[0])
+            raise CannotError(_why(process.communicate()[1].decode().split("\n")))
         try:
             yield process.pid
             if process.poll() is not None:
@@ -184,21 +193,33 @@ def _command(*command: str, first: float = 3.0) -> Callable[[], AbstractContextM
     return lambda: nullcontext(on)
 
 
+def _why(said: Sequence[str]) -> str:
+    """What a collector says of why it ended: the kernel's answer, where it is there. bpftrace begins with
+    complaints that stop nothing.
+    """
+    answers = {os.strerror(number) for number in errno.errorcode}
+    lines = [line for line in said if line.strip()] or ["nothing said"]
+    return next((line for line in lines if line.rpartition(": ")[2] in answers), lines[-1])
+
+
 def _programs() -> int:
     """BPF programs that are loaded."""
     done = subprocess.run(["bpftool", "prog", "list"], capture_output=True, text=True, check=True)
     return done.stdout.count("\n")
 
 
-NOTHING: Final = Peer("nothing, in both halves", None, "everything", "sleep", lambda: nullcontext(_nothing))
+NOTHING: Final = Peer(
+    "nothing, in both halves", None, "everything", "sleep", "coreutils", lambda: nullcontext(_nothing)
+)
 """The control: what the method shows where nothing is collected."""
 OURS: Final[Sequence[Peer]] = (
-    Peer("promissory", None, "", "bpftool", _promissory("", "auto")),
+    Peer("promissory", None, "", "bpftool", "bpftool", _promissory("", "auto")),
     Peer(
         "promissory, all events, by the end of system calls",
         None,
         "what no system call's end tells: modules, kernel text, symbols, cgroups, names that threads give "
         "themselves, audit records, the end of BPF programs",
+        "bpftool",
         "bpftool",
         _promissory("all", "sys_exit"),
     ),
@@ -210,7 +231,11 @@ PEERS: Final[Sequence[Peer]] = (
         "environments; arguments beyond 7,500 bytes of one; the port that the kernel chose; what it drops "
         "when its backlog is full is a number, not an interval",
         "auditd",
+        "auditd",
         _auditd,
+        # A task that was made before audit was enabled has no context for it, and never pays; one that was
+        # made after pays when all rules are gone, too.
+        fresh=True,
     ),
     Peer(
         "bcc execsnoop",
@@ -218,6 +243,7 @@ PEERS: Final[Sequence[Peer]] = (
         "all but execs; more than 60 arguments or 7,680 bytes of them; environments; files, namespaces, ids "
         "of processes; loss is a count on the terminal",
         "execsnoop",
+        "libbpf-tools",
         _command("execsnoop"),
         compiles=True,
     ),
@@ -226,6 +252,7 @@ PEERS: Final[Sequence[Peer]] = (
         frozenset({"connect + accept"}),
         "all but TCP connects; accepts; failures; who the process is beyond pid and comm",
         "tcpconnect",
+        "libbpf-tools",
         _command("tcpconnect"),
         compiles=True,
     ),
@@ -234,6 +261,7 @@ PEERS: Final[Sequence[Peer]] = (
         frozenset({"exec"}),
         "all but pid, comm and 16 arguments of an execve that may yet fail",
         "bpftrace",
+        "bpftrace",
         _command("bpftrace", "-e", EXECS),
         compiles=True,
     ),
@@ -241,6 +269,7 @@ PEERS: Final[Sequence[Peer]] = (
         "bpftrace, connects",
         frozenset({"connect + accept"}),
         "all but pid and comm of TCP connects",
+        "bpftrace",
         "bpftrace",
         _command("bpftrace", "-e", CONNECTS),
         compiles=True,

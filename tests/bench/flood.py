@@ -60,7 +60,7 @@ class Flood:
 
     def start(self, calls: int) -> subprocess.Popen[str]:
         """Begin to flood with so many system calls, and some more."""
-        load = self._loads.start("call", calls, cpu=CPU)
+        load = self._loads.load("call", cpu=CPU).start(calls)
         self._bcc["marked"][c_int(0)] = c_int(load.pid)
         return load
 

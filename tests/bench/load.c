@@ -1,5 +1,5 @@
-// Loads for the benchmarks. load NAME COUNT [PROGRAM [ARG…]]: does it COUNT times, prints the nanoseconds of one. NAME: call,
-// file, map, connection, or fork or vfork (without a PROGRAM the child only ends).
+// Loads for the benchmarks. load NAME [PROGRAM [ARG…]]: for each count that it reads, does it that often and prints the
+// nanoseconds of one. NAME: call, file, map, connection, or fork or vfork (without a PROGRAM the child only ends).
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -89,13 +89,8 @@ static void cycle(int with_vfork, char **program)
     }
 }
 
-int main(int count, char **argument)
+static void repeat(const char *name, long times, char **program)
 {
-    if (count < 3)
-        return 2;
-    const char *name = argument[1];
-    long times = atol(argument[2]);
-    double begin = now();
     for (long i = 0; i < times; i++) {
         if (!strcmp(name, "call"))
             call();
@@ -106,8 +101,20 @@ int main(int count, char **argument)
         else if (!strcmp(name, "connection"))
             connection();
         else
-            cycle(!strcmp(name, "vfork"), argument + 3);
+            cycle(!strcmp(name, "vfork"), program);
     }
-    printf("%.1f\n", (now() - begin) / times);
+}
+
+int main(int count, char **argument)
+{
+    long times;
+    if (count < 2)
+        return 2;
+    while (scanf("%ld", &times) == 1) {
+        double begin = now();
+        repeat(argument[1], times, argument + 2);
+        printf("%.1f\n", (now() - begin) / times);
+        fflush(stdout);
+    }
     return 0;
 }

@@ -5,14 +5,73 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-__all__ = ["Loads"]
+__all__ = ["Block", "Load", "Loads"]
 
 HERE = Path(__file__).parent
+
+Block = Callable[[int], float]
+"""How often → ns of one."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """One load, on one CPU."""
+
+    command: Sequence[str]
+    environ: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return " ".join(self.command)
+
+    def start(self, times: int) -> subprocess.Popen[str]:
+        """Begin to do it so many times, in a process of its own."""
+        reading, writing = os.pipe()  # not Popen's: nobody else has to close it for the load to end
+        os.write(writing, f"{times}\n".encode())
+        os.close(writing)
+        try:
+            return self._begin(reading)
+        finally:
+            os.close(reading)
+
+    def run(self, times: int) -> float:
+        """Do it so many times in a process of its own; ns of one."""
+        load = self.start(times)
+        said, _ = load.communicate()
+        self._check(load)
+        return float(said)
+
+    @contextmanager
+    def stay(self) -> Iterator[Block]:
+        """The same by one process for all blocks. Each new one has its own addresses, colours of pages, and
+        places in hash tables: several per cent of a cycle, for the whole of a block.
+        """
+        with self._begin(subprocess.PIPE) as load:
+
+            def block(times: int) -> float:
+                assert load.stdin
+                assert load.stdout
+                print(times, file=load.stdin, flush=True)
+                said = load.stdout.readline()
+                assert said, f"{self} ended early"
+                return float(said)
+
+            yield block
+        self._check(load)
+
+    def _begin(self, stdin: int) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command, env=dict(self.environ), stdin=stdin, stdout=subprocess.PIPE, text=True
+        )
+
+    def _check(self, load: subprocess.Popen[str]) -> None:
+        assert not load.returncode, f"{self} ended with {os.waitstatus_to_exitcode(load.returncode)}"
 
 
 class Loads:
@@ -39,22 +98,6 @@ class Loads:
     ) -> None:
         self._folder.cleanup()
 
-    def start(
-        self, name: str, times: int, *program: str, cpu: int = 0, environ: Mapping[str, str] | None = None
-    ) -> subprocess.Popen[str]:
-        """Begin a load on one CPU."""
-        return subprocess.Popen(
-            ["taskset", "-c", str(cpu), self._load, name, str(times), *program],
-            env=dict(environ or {}),
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(
-        self, name: str, times: int, *program: str, cpu: int = 0, environ: Mapping[str, str] | None = None
-    ) -> float:
-        """Do it so many times on one CPU; ns of one."""
-        load = self.start(name, times, *program, cpu=cpu, environ=environ)
-        said, _ = load.communicate()
-        assert not load.returncode, f"load {name} ended with {os.waitstatus_to_exitcode(load.returncode)}"
-        return float(said)
+    def load(self, name: str, *program: str, cpu: int = 0, environ: Mapping[str, str] | None = None) -> Load:
+        """One of those in load.c."""
+        return Load(["taskset", "-c", str(cpu), self._load, name, *program], environ or {})

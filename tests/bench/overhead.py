@@ -1,14 +1,15 @@
 """F9: what storms pay, beside other collectors
 
 Storms of exec, fork, connections (connect and accept over loopback), executable mappings, and open (a call
-without an event) on one CPU, in short blocks, by turns without anything and with one collector in force: each
-block with it is compared with one without it, just before or just after. Medians of the pairs, in per cent of
-the time without, and the interval that holds the true median with 95 %. The first line of the table is the
-method measured by itself: pairs in which nothing is collected. promissory runs with its default events, its
-pipeline on the other CPU, and begins anew for each block: a run holds perf buffers, for which others pay.
-auditd has rules for the same system calls. The dearest fallback has its own line: it taxes every call, and is
-never on by default. In an emulated machine whoever takes what a collector collects stands still during its
-blocks, and takes it between them.
+without an event) on one CPU, by turns without anything and with one collector in force: three short blocks
+with it, of which the median counts, are compared with three without it, just before or just after. One
+process per storm does all blocks of a collector (auditd's: one each, for who is older than its rules never
+pays). Medians of the pairs, in per cent of the time without, and the interval that holds the true median with
+95 %. The first line of the table is the method measured by itself: pairs in which nothing is collected.
+promissory runs with its default events, its pipeline on the other CPU, and begins anew in each pair: a run
+holds perf buffers, for which others pay. auditd has rules for the same system calls. The dearest fallback has
+its own line: it taxes every call, and is never on by default. In an emulated machine whoever takes what a
+collector collects stands still during its blocks, and takes it between them.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ import os
 import platform
 import shutil
 import signal
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Final, Literal
 
 from tests.bench.collectors import NOTHING, OURS, PEERS, CannotError, Peer, promissory
-from tests.bench.loads import Loads
+from tests.bench.loads import Block, Load, Loads
 from tests.bench.pairs import Pairs
 from tests.bench.programs import Spent
 from tests.bench.result import Figure, Part, Table, figure, tried
@@ -33,14 +35,16 @@ from tests.live.run import SLOWER
 
 __all__ = ["measure"]
 
-PAIRS: Final = (30, 0.05) if SLOWER == 1 else (8, 0.2)
+PAIRS: Final = (30, 0.03) if SLOWER == 1 else (8, 0.07)
 """How many, and the seconds of a block: short ones, so that what else the machine does stands in both."""
-COMPILING: Final = (8 if SLOWER == 1 else 2, 0.2)
+COMPILING: Final = (8 if SLOWER == 1 else 2, 0.07)
 """Of a peer that compiles anew each time that it is put in force, which takes a machine a minute."""
+BLOCKS: Final = 3
+"""In each half of a pair; their median counts."""
 FIRST: Final = 100
 """Cycles that tell how long one takes."""
 REST: Final = 0.2 * SLOWER
-"""Seconds before each block, in both halves of a pair: for a collector to be done with what it got."""
+"""Seconds before each storm, in both halves of a pair: for a collector to be done with what it got."""
 GOAL: Final[tuple[Literal["<="], float]] = ("<=", 2)
 """Per cent, …"""
 EXEMPT: Final = ("exec", "fork")
@@ -54,8 +58,8 @@ state, not three (connect + accept 12.5 → 9 %); namespace off unless asked for
 −25 %).
 """
 
-Storm = Callable[[int], float]
-"""How often → ns of one."""
+Storm = Callable[[], float]
+"""ns of one cycle, by a few blocks."""
 Result = Mapping[str, Pairs]
 """By storm: without the collector, and with it."""
 
@@ -63,12 +67,12 @@ Result = Mapping[str, Pairs]
 def measure() -> Part:
     """Every collector that is here; what is missing is said."""
     with Loads() as loads:
-        storms: dict[str, Storm] = {
-            "exec": lambda n: loads.run("fork", n, "/bin/true", cpu=STORM_CPU, environ=ENVIRONMENT),
-            "fork": lambda n: loads.run("fork", n, cpu=STORM_CPU),
-            "connect + accept": lambda n: loads.run("connection", n, cpu=STORM_CPU),
-            "mmap": lambda n: loads.run("map", n, cpu=STORM_CPU),
-            "open": lambda n: loads.run("file", n, cpu=STORM_CPU),
+        storms = {
+            "exec": loads.load("fork", "/bin/true", cpu=STORM_CPU, environ=ENVIRONMENT),
+            "fork": loads.load("fork", cpu=STORM_CPU),
+            "connect + accept": loads.load("connection", cpu=STORM_CPU),
+            "mmap": loads.load("map", cpu=STORM_CPU),
+            "open": loads.load("file", cpu=STORM_CPU),
         }
         found: dict[str, Result] = {}
         absent = []
@@ -88,33 +92,42 @@ def measure() -> Part:
     return Part(__doc__ or "", figures, [table, programs], [*absent, *tried(figures, TRIED)])
 
 
-def _measure(peer: Peer, storms: Mapping[str, Storm], pairs: int, block: float) -> Result:
+def _measure(peer: Peer, loads: Mapping[str, Load], pairs: int, seconds: float) -> Result:
     if not shutil.which(peer.needs):
-        raise CannotError(f"`{peer.needs}` is not installed")
-    mine = {name: storm for name, storm in storms.items() if peer.storms is None or name in peer.storms}
-    times = {name: max(1, int(block * 1e9 / storm(FIRST))) for name, storm in mine.items()}
+        raise CannotError(f"`{peer.needs}` is not installed (apt-get install {peer.package})")
+    mine = {name: load for name, load in loads.items() if peer.storms is None or name in peer.storms}
     found = {name: Pairs([], []) for name in mine}
-
-    def without() -> None:
-        for name, storm in mine.items():
-            time.sleep(REST)
-            found[name].off.append(storm(times[name]))
-
-    def under(taker: int) -> None:
-        for name, storm in mine.items():
-            time.sleep(REST)
-            with _aside(taker):
-                found[name].on.append(storm(times[name]))
-
-    with peer.ready() as on:
+    with ExitStack() as stack, peer.ready() as on:
+        storms = {
+            name: _storm(load.run if peer.fresh else stack.enter_context(load.stay()), seconds)
+            for name, load in mine.items()
+        }
         for number in range(pairs):
             if number % 2 == 0:
-                without()
+                _without(storms, found)
             with on() as taker:
-                under(taker)
+                _under(taker, storms, found)
             if number % 2:
-                without()
+                _without(storms, found)
     return found
+
+
+def _storm(block: Block, seconds: float) -> Storm:
+    times = max(1, int(seconds * 1e9 / block(FIRST)))
+    return lambda: statistics.median(block(times) for _ in range(BLOCKS))
+
+
+def _without(storms: Mapping[str, Storm], found: Result) -> None:
+    for name, storm in storms.items():
+        time.sleep(REST)
+        found[name].off.append(storm())
+
+
+def _under(taker: int, storms: Mapping[str, Storm], found: Result) -> None:
+    for name, storm in storms.items():
+        time.sleep(REST)
+        with _aside(taker):
+            found[name].on.append(storm())
 
 
 @contextmanager
@@ -132,9 +145,9 @@ def _aside(taker: int) -> Iterator[None]:
         os.kill(taker, signal.SIGCONT)
 
 
-def _programs(storms: Mapping[str, Storm]) -> Table:
+def _programs(storms: Mapping[str, Load]) -> Table:
     with promissory() as switch:
-        spent = {name: switch.programs.spent(partial(storm, SAMPLE)) for name, storm in storms.items()}
+        spent = {name: switch.programs.spent(partial(storm.run, SAMPLE)) for name, storm in storms.items()}
     rows = [
         (program.removeprefix("entry_"), *(_cost(spent[storm][program]) for storm in storms))
         for program in spent[next(iter(storms))]

@@ -1,15 +1,16 @@
 """F5: what audited processes pay
 
 Probes attached by `promissory attach`, a `promissory run` on the other CPU that takes their events. A
-storm on one CPU runs in short blocks, by turns with the programs attached and detached (the pinned
-programs' links are opened and closed; all else stays as it is); each pair of blocks gives one
-difference, and the median of all pairs counts, with the interval that holds the true median with 95 %.
+storm on one CPU, from one process that stays, runs in short blocks, by turns with the programs attached and
+detached (the pinned programs' links are opened and closed; all else stays as it is); each pair of blocks
+gives one difference, and the median of all pairs counts, with the interval that holds the true median with
+95 %.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from pipeline.kernel.generation import Place, name_of, place_of
 from pipeline.kernel.manifest import Manifest
 from pipeline.schema import by_name
 from tests.bench.idle import DEFAULT, live
-from tests.bench.loads import Loads
+from tests.bench.loads import Load, Loads
 from tests.bench.pairs import Pairs
 from tests.bench.programs import Programs, Spent
 from tests.bench.result import Figure, Part, Table, figure, tried
@@ -46,9 +47,6 @@ FIRST: Final = 200
 """Cycles that tell how long one takes."""
 SAMPLE: Final = 2000
 """Cycles under the kernel's statistics."""
-
-Load = Callable[[int], float]
-"""How often → ns of one."""
 
 
 class Switch:
@@ -91,12 +89,12 @@ def _taps(manifest: Manifest) -> dict[Place, None]:
 def measure(pairs: int = PAIRS) -> Part:
     """All storms."""
     with Loads() as loads:
-        dynamic: Load = lambda n: loads.run("fork", n, "/bin/true", cpu=STORM_CPU, environ=ENVIRONMENT)  # noqa: E731
-        static: Load = lambda n: loads.run("vfork", n, loads.nothing, cpu=STORM_CPU)  # noqa: E731
+        dynamic = loads.load("fork", "/bin/true", cpu=STORM_CPU, environ=ENVIRONMENT)
+        static = loads.load("vfork", loads.nothing, cpu=STORM_CPU)
         figures, table = _default(dynamic, static, pairs)
         calls = {
-            "getppid": lambda n: loads.run("call", n, cpu=STORM_CPU),
-            "open + close": lambda n: loads.run("file", n, cpu=STORM_CPU),
+            "getppid": loads.load("call", cpu=STORM_CPU),
+            "open + close": loads.load("file", cpu=STORM_CPU),
         }
         figures += _failing(calls, pairs)
     return Part(__doc__ or "", figures, [table], tried(figures, TRIED))
@@ -116,7 +114,7 @@ def _default(dynamic: Load, static: Load, pairs: int) -> tuple[list[Figure], Tab
         base = ("a cycle", found.base / 1000)
         figures.append(figure("F5", what, found.more / 1000, "µs per cycle", anchor=base, goal=("<=", 5)))
         with switch.on():
-            spent = [switch.programs.spent(partial(load, SAMPLE)) for load in (dynamic, static)]
+            spent = [switch.programs.spent(partial(load.run, SAMPLE)) for load in (dynamic, static)]
     dynamics, statics = spent
     rows = [(program, *_per_cycle(dynamics[program]), *_per_cycle(statics[program])) for program in dynamics]
     together = ("together", sum(row[1] for row in rows), "", sum(row[3] for row in rows), "")
@@ -158,15 +156,16 @@ def beside(run: Live) -> None:
 
 def _pairs(switch: Switch, load: Load, pairs: int) -> Pairs:
     """On and off by turns, each first as often as the other."""
-    times = max(1, int(BLOCK * 1e9 / load(FIRST)))
     found = Pairs([], [])
-    for number in range(pairs):
-        for on in (number % 2 == 0, number % 2 == 1):
-            if on:
-                with switch.on():
-                    found.on.append(load(times))
-            else:
-                found.off.append(load(times))
+    with load.stay() as block:
+        times = max(1, int(BLOCK * 1e9 / block(FIRST)))
+        for number in range(pairs):
+            for on in (number % 2 == 0, number % 2 == 1):
+                if on:
+                    with switch.on():
+                        found.on.append(block(times))
+                else:
+                    found.off.append(block(times))
     return found
 
 
