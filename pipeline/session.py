@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import resource
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -33,7 +34,7 @@ from pipeline.sources.privileged import Feeds
 from pipeline.stages.filter import Judge
 from pipeline.tables import console, print_ledger, summary
 
-__all__ = ["absent", "attach", "detach", "run"]
+__all__ = ["absent", "attach", "detach", "more_files", "run"]
 
 HOOK: Final = re.compile(r"^\w+/\w+: ")
 """What an answer begins with."""
@@ -45,6 +46,7 @@ async def run(config: Config, *, say: Say) -> int:
     config = config.model_copy(update={"kafka": credentials.read(config.kafka)})
     user = privilege.find(config.user)
     privilege.libraries()
+    more_files()
     folders = {config.state, target.path} if isinstance(target, place.Folder) else {config.state}
     for each in folders:
         privilege.own(each, user)
@@ -88,6 +90,7 @@ async def run(config: Config, *, say: Say) -> int:
 def attach(config: Config) -> Manifest:
     """Attach probes that stay, or hand over what is attached; a pipeline that runs goes on."""
     os.umask(0o077)
+    more_files()
     return attaching.attach(config)
 
 
@@ -107,6 +110,14 @@ def detach(config: Config, say: Say) -> bool:
     if unread:
         say(f"{unread:,} events were still in the rings and are lost; a `run` before `detach` takes them")
     return True
+
+
+def more_files() -> None:
+    """Let this process and the loader have as many files open as they may. What a process begins with (1,024)
+    is for those that wait by select; perf's buffers of some hundred processors are more.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def absent(manifest: Manifest) -> Iterator[str]:

@@ -1,14 +1,18 @@
-"""What a run says of events that it does not collect. (The run itself: tests/live/test_run.py.)"""
+"""What a run says of events that it does not collect, and what it begins with. (The run itself:
+tests/live/test_run.py.)
+"""
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from pipeline.kernel.manifest import Hook, Manifest
 from pipeline.schema import Surface, by_name
-from pipeline.session import absent
+from pipeline.session import absent, more_files
 
 PRICE = "runs at the end of every system call: 20 ns each"
 FREE = (Surface("lsm"), Surface("fexit"))
@@ -51,3 +55,18 @@ def test_events_of_one_reason_share_a_line() -> None:
 def test_what_works_or_was_never_tried_is_no_line() -> None:
     works = [Hook(event, "fexit", {}, True, "proven") for event in ("bind", "listen", "exec_failed")]
     assert list(absent(manifest(refused("bind", "lsm"), *works))) == []
+
+
+@pytest.fixture
+def limit() -> Iterator[int]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield resource.RLIMIT_NOFILE
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_as_many_files_as_may_be(limit: int) -> None:
+    hard = resource.getrlimit(limit)[1]
+    resource.setrlimit(limit, (256, hard))
+    more_files()
+    assert resource.getrlimit(limit) == (hard, hard)
+    more_files()

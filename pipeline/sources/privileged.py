@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Final
 
 from pipeline.chunk import AUDIT_RING, PERF_RING
 from pipeline.config import Config
+from pipeline.errors import UserError
 from pipeline.kernel.attachment import Attachment
 from pipeline.kernel.deputy import Deputy
 from pipeline.kernel.own_ring import OwnRing
@@ -17,6 +21,9 @@ from pipeline.sources.perf import Perf, Wanted
 from pipeline.sources.wires import Kept, Multicast
 
 __all__ = ["Feeds", "GivenUp"]
+
+DENIED: Final = (errno.EPERM, errno.EACCES)
+CROWDED: Final = (errno.EMFILE, errno.ENFILE)
 
 
 def _boottime() -> int:
@@ -29,7 +36,7 @@ class Feeds:
     def __init__(
         self, config: Config, attachment: Attachment, user: User, say: Callable[[str], None]
     ) -> None:
-        """Open all. OSError carries the kernel's answer."""
+        """Open all. UserError: what could not be opened, the kernel's answer, and what to do."""
         self._attachment, self._user, self._say = attachment, user, say
         self._caps = config.caps.model_dump()
         self._deputy: Deputy | None = None
@@ -37,11 +44,22 @@ class Feeds:
         manifest = attachment.manifest
         surfaces = {kind: manifest.surfaces[kind] for kind in manifest.kinds}
         self.all: list[Feed] = []
-        # Audit first: perf's buffers are full long before a deputy has begun.
-        if "audit" in surfaces and AUDIT_RING in manifest.rings:
-            self.all.append(self._audit())
-        if kinds := [kind for kind, surface in surfaces.items() if surface == "perf"]:
-            self.all.append(self._perf(Wanted(kinds, config.memory.all, self._uids, self._cgroups)))
+        kinds = [kind for kind, surface in surfaces.items() if surface == "perf"]
+        try:
+            # Audit first: perf's buffers are full long before a deputy has begun.
+            if "audit" in surfaces and AUDIT_RING in manifest.rings:
+                with _opening("audit's socket cannot be opened", "CAP_AUDIT_READ", ["audit"]):
+                    self.all.append(self._audit())
+            if kinds:
+                with _opening(
+                    "perf's buffers (two for each processor) cannot be opened",
+                    "CAP_PERFMON and CAP_IPC_LOCK",
+                    kinds,
+                ):
+                    self.all.append(self._perf(Wanted(kinds, config.memory.all, self._uids, self._cgroups)))
+        except BaseException:
+            self.close()
+            raise
 
     def _perf(self, wanted: Wanted) -> Perf:
         asks = any(kind.startswith("bpf_") for kind in wanted.kinds)
@@ -58,7 +76,10 @@ class Feeds:
 
     def _asked(self) -> Deputy:
         if self._deputy is None:
-            self._deputy = Deputy(self._user, self._say)
+            with _opening(
+                "the deputy cannot be started", "the right to start it", ["audit", "bpf_load", "bpf_unload"]
+            ):
+                self._deputy = Deputy(self._user, self._say)
         return self._deputy
 
     def close(self) -> None:
@@ -67,6 +88,21 @@ class Feeds:
             feed.close()
         if self._deputy:
             self._deputy.close()
+
+
+@contextmanager
+def _opening(what: str, capability: str, kinds: Collection[str]) -> Iterator[None]:
+    """UserError instead of OSError. `kinds`: those that come by it."""
+    try:
+        yield
+    except OSError as error:
+        advice = f"name --events without {', '.join(kinds)}"
+        if error.errno in DENIED:
+            advice = f"it takes {capability} (CapabilityBoundingSet= of a service); or {advice}"
+        elif error.errno in CROWDED:
+            advice = f"allow more open files (LimitNOFILE= of a service, `ulimit -Hn`); or {advice}"
+        answer = ": ".join(str(each) for each in (error.filename, error.strerror or error) if each)
+        raise UserError(f"{what}: {answer}; {advice}") from None
 
 
 class GivenUp:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -82,9 +83,15 @@ def unvouched(live: Live) -> list[tuple[int, int]]:
     return [(notice["since"], notice["until"]) for notice in found[1:]]
 
 
-def beats(live: Live) -> list[int]:
-    live.log.read()
-    return [notice["until"] for notice in live.log.notices if notice["kind"] == "heartbeat"]
+def more_beats(live: Live) -> None:
+    """Wait for some heartbeats."""
+
+    def count() -> int:
+        live.log.read()
+        return sum(notice["kind"] == "heartbeat" for notice in live.log.notices)
+
+    before = count()
+    eventually(lambda: count() > before + 2, "heartbeats")
 
 
 def test_heartbeats_do_not_vouch_for_what_no_deputy_tells(make_live: Callable[..., Live]) -> None:
@@ -97,27 +104,44 @@ def test_heartbeats_do_not_vouch_for_what_no_deputy_tells(make_live: Callable[..
     children = Path(f"/proc/{live.process.pid}/task/{live.process.pid}/children").read_text().split()
     (deputy,) = map(int, children)
 
-    eventually(lambda: len(beats(live)) > 2, "heartbeats")
+    more_beats(live)
     assert unvouched(live) == []
     os.kill(deputy, signal.SIGSTOP)
     eventually(lambda: len(unvouched(live)) > 2, "the time to be told")
     os.kill(deputy, signal.SIGCONT)
     eventually(lambda: "the deputy answers again" in live.said(), "it to go on")
+    more_beats(live)
     late = unvouched(live)
-    count = len(beats(live))
-    eventually(lambda: len(beats(live)) > count + 2, "more heartbeats")
+    more_beats(live)
     assert unvouched(live) == late, "what it tells is vouched for again"
 
     os.kill(deputy, signal.SIGKILL)
     eventually(lambda: len(unvouched(live)) > len(late) + 2, "the time to be told")
     told = unvouched(live)
-    assert all(
-        before[1] >= after[0] for before, after in zip(told[len(late) :], told[len(late) + 1 :], strict=False)
-    )
+    assert all(after[0] <= before[1] for before, after in pairwise(told[len(late) :])), "without a hole"
     assert live.said().count("the deputy is gone, until `run` is started again") == 1
-    assert live.said().count("the deputy does not answer") == 1
+    assert "the deputy does not answer" in live.said()
     assert live.stop() == 0, live.said()
     assert live.ledger()["balanced"]
+
+
+def test_what_it_may_not_open_is_one_line(
+    make_live: Callable[..., Live], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a service that was given too little."""
+    live = make_live()
+    attached = live.command("attach", "--state", str(live.state), "--events", "exec,audit")
+    assert attached.returncode == 0, attached.stderr
+    if "audit (audit)" not in attached.stdout:
+        pytest.skip("NOT TESTED: audit comes by BPF here")
+    monkeypatch.setattr(run, "COMMAND", ("setpriv", "--bounding-set", "-audit_read", *run.COMMAND))
+    done = live.command("run", "--state", str(live.state), "--events", "exec,audit", "--duration", "1")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "promissory: error: audit's socket cannot be opened: Operation not permitted; it takes "
+        "CAP_AUDIT_READ (CapabilityBoundingSet= of a service); or name --events without audit"
+    )
+    assert not (live.state / "errors.log").exists()
 
 
 @pytest.fixture
