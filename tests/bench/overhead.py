@@ -35,7 +35,7 @@ from tests.live.run import SLOWER
 
 __all__ = ["measure"]
 
-PAIRS: Final = (30, 0.03) if SLOWER == 1 else (8, 0.07)
+PAIRS: Final = (24, 0.03) if SLOWER == 1 else (8, 0.07)
 """How many, and the seconds of a block: short ones, so that what else the machine does stands in both."""
 COMPILING: Final = (8 if SLOWER == 1 else 2, 0.07)
 """Of a peer that compiles anew each time that it is put in force, which takes a machine a minute."""
@@ -43,7 +43,7 @@ BLOCKS: Final = 3
 """In each half of a pair; their median counts."""
 FIRST: Final = 100
 """Cycles that tell how long one takes."""
-REST: Final = 0.2 * SLOWER
+REST: Final = 0.1 if SLOWER == 1 else 0.2 * SLOWER
 """Seconds before each storm, in both halves of a pair: for a collector to be done with what it got."""
 GOAL: Final[tuple[Literal["<="], float]] = ("<=", 2)
 """Per cent, …"""
