@@ -11,7 +11,7 @@ import pytest
 from pipeline.kernel import bpf
 from pipeline.kernel.layout import IDENTITY_KEY
 from pipeline.kernel.proc import Process, processes
-from tests.live.run import Live
+from tests.live.run import Live, eventually
 from tests.live.witness import as_record
 
 pytestmark = pytest.mark.kernel
@@ -20,15 +20,19 @@ pytestmark = pytest.mark.kernel
 def test_everything_that_was_there_has_its_event(
     live: Live, before: frozenset[Process], ended: subprocess.Popen[bytes]
 ) -> None:
-    live.log.read()
-    lasting = {process for process in before & frozenset(processes()) if process.identity.pid != ended.pid}
+    there = before & frozenset(processes())
+    lasting = {(p.identity.pid, p.identity.start) for p in there if p.identity.pid != ended.pid}
     assert len(lasting) > 10
-    described = {
-        (r["process"]["pid"], r["process"]["start"] // 10_000_000)
-        for r in live.log.records
-        if r["kind"] in ("process", "exec")
-    }
-    assert {(p.identity.pid, p.identity.start) for p in lasting} <= described
+
+    def missing() -> set[tuple[int, int]]:
+        described = {
+            (r["process"]["pid"], r["process"]["start"] // 10_000_000)
+            for r in live.log.read()
+            if r["kind"] in ("process", "exec")
+        }
+        return lasting - described
+
+    eventually(lambda: not missing(), "the last of them to be stored")
 
 
 def test_one_event_each_with_the_surface_proc(live: Live) -> None:
