@@ -10,10 +10,35 @@
 #define RECORD_PARTS 48   // 9,776 bytes; the kernel's longest record has 8,970
 #define COMPANY 4         // records that can come together
 
-static __always_inline void record_send(struct books *book, struct settings *set, void *task, void *leader,
-                                        struct identity *self, void *skb)
+// The rest of a record, a part at a time: 1 at its end. Cursors in map memory move first, so that they are read again at the next
+// step: as locals they make the verifier of Linux 6.1 follow every path.
+static __always_inline int record_step(struct stream *stream, struct books *book, void *space, void *data)
 {
-    struct kind_books *kind = &book->kinds[KIND_audit];
+    u64 sequence, at = stream->at, left = bound(stream->local_left, PAYLOAD);
+    if (!left)
+        return 1;
+    stream->at += left;
+    stream->local_left -= left;
+    u16 part = stream->part++;
+    struct chunk *chunk = chunk_reserve(book, space, 1, &sequence);
+    if (!chunk)
+        return 1;
+    chunk->id = stream->id;
+    chunk->part = part;
+    chunk->parts = stream->parts;
+    chunk->kind = KIND_audit;
+    chunk->flags = chunk->faults = 0;
+    chunk->size = left;
+    bpf_probe_read_kernel(chunk->data, left, data + at);
+    chunk_submit(chunk);
+    return 0;
+}
+
+static __always_inline void record_send(struct event *event, void *skb)
+{
+    struct books *book = event->book;
+    struct kind_books *kind = event->kind;
+    struct stream *stream = &event->slot->stream;
     void *data = (void *)READ(sk_buff, data, skb);
     u64 size = READ(sk_buff, len, skb) - RECORD_HEADER, sequence;
     u32 ring = RECORDS;
@@ -25,68 +50,64 @@ static __always_inline void record_send(struct books *book, struct settings *set
         return;
     }
     size = bound(size, (RECORD_PARTS - 1) * PAYLOAD);
-    u64 id = sequence, parts = size <= ROOM_audit ? 1 : 1 + (size + PAYLOAD - 1) / PAYLOAD;
     struct payload_audit *head = &chunk->audit;
-    fill_common(&chunk->common, set, task, leader, self);
+    fill_common(&chunk->common, event->set, event->task, event->leader, event->self);
     bpf_probe_read_kernel(&head->type, sizeof(head->type), data + RECORD_TYPE);
     head->audit_time = 0;
     head->serial = 0;
     head->records_count = 1;
     head->records.of = head->records.have = size;
-    chunk->id = id;
+    stream->id = chunk->id = sequence;
+    stream->part = 1;
+    stream->parts = size <= ROOM_audit ? 1 : 1 + (size + PAYLOAD - 1) / PAYLOAD;
+    stream->at = RECORD_HEADER;
+    stream->local_left = size <= ROOM_audit ? 0 : size;
     chunk->part = 0;
-    chunk->parts = parts;
+    chunk->parts = stream->parts;
     chunk->kind = KIND_audit;
     chunk->flags = chunk->faults = 0;
-    chunk->size = parts == 1 ? size : 0;
-    if (parts == 1)
+    chunk->size = stream->local_left ? 0 : size;
+    if (!stream->local_left)
         bpf_probe_read_kernel(head->room, bound(size, ROOM_audit), data + RECORD_HEADER);
     chunk_submit(chunk);
-
-    for (u32 part = 1; part < RECORD_PARTS; part++) {
-        if (part >= parts)
+    for (u32 part = 1; part < RECORD_PARTS; part++)
+        if (record_step(stream, book, space, data))
             break;
-        chunk = chunk_reserve(book, space, 1, &sequence);
-        if (!chunk)
-            break; // Linux 6.1 follows every way through a loop that goes on
-        u64 at = (part - 1) * PAYLOAD;
-        u64 left = bound(size - at, PAYLOAD);
-        chunk->id = id;
-        chunk->part = part;
-        chunk->parts = parts;
-        chunk->kind = KIND_audit;
-        chunk->flags = chunk->faults = 0;
-        chunk->size = left;
-        bpf_probe_read_kernel(chunk->data, left, data + RECORD_HEADER + at);
-        chunk_submit(chunk);
-    }
 }
 
 PROGRAM(on_audit_record)
 {
-    u32 row = RECORDS_ROW, own = AUDIT_ROW, zero = 0;
-    struct books *book = books.lookup(&row), *events = books.lookup(&own);
-    struct settings *set = settings.lookup(&zero);
+    u32 row = RECORDS_ROW, zero = 0;
     void *buffer = (void *)ctx->args[0];
-    if (!book || !events || !set || !buffer)
+    struct event event = {.ring = bpf_get_smp_processor_id()};
+    struct books *mine = books.lookup(&event.ring);
+    event.book = books.lookup(&row);
+    event.set = settings.lookup(&zero);
+    if (!event.book || !event.set || !mine || !buffer)
         return 0;
-    void *task = (void *)bpf_get_current_task_btf(), *leader = leader_of(task);
+    event.kind = &event.book->kinds[KIND_audit];
+    event.task = (void *)bpf_get_current_task_btf();
+    event.leader = leader_of(event.task);
     struct identity_key key;
-    key_of(&key, leader);
-    struct identity *self = identities.lookup(&key);
-    if (self && self->flags & TEST) { // one record, one event
-        count(events->kinds[KIND_audit].attempted);
-        count(events->kinds[KIND_audit].filtered_test);
+    key_of(&key, event.leader);
+    event.self = identities.lookup(&key);
+    if (event_flags(&event) & TEST) { // one record, one event; in this CPU's row, because the pipeline writes audit's own
+        count(mine->kinds[KIND_audit].attempted);
+        count(mine->kinds[KIND_audit].filtered_test);
         return 0;
     }
     void *skb = (void *)READ(audit_buffer, skb, buffer);
     u64 left = READ_IF(audit_buffer, skb_list__qlen, buffer, 1); // newer kernels have some that only accompany it
+    event.slot = slot_take(event.kind, event.ring);
+    if (!event.slot)
+        return 0;
     for (u32 i = 0; i < COMPANY; i++) {
         if (!skb || i >= left)
             break;
-        record_send(book, set, task, leader, self, skb);
+        record_send(&event, skb);
         skb = (void *)READ(sk_buff, next, skb);
     }
+    slot_give(event.slot);
     return 0;
 }
 #endif

@@ -51,7 +51,6 @@ struct settings {
 
 BPF_RINGBUF_OUTPUT(ring_model, 1);
 #define RECORDS RINGS // the place of that ring in `rings`
-#define AUDIT_ROW (RINGS + 1)
 #define RECORDS_ROW (RINGS + 2)
 BPF_ARRAY_OF_MAPS(rings, "ring_model", RINGS + 1);
 BPF_F_TABLE("array", u32, struct books, books, RINGS + 3, 1U << 10 /* BPF_F_MMAPABLE */);

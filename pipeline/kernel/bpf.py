@@ -10,6 +10,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -40,7 +41,9 @@ __all__ = [
     "program_ids",
     "program_info",
     "program_misses",
+    "program_runs",
     "shape_of",
+    "statistics",
     "update",
 ]
 
@@ -57,7 +60,7 @@ NOTHING: Final = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
 _CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT, _LOAD, _PIN, _GET = range(8)
 _INFO, _TRACEPOINT, _TYPES, _FREEZE = 15, 17, 18, 22
 _NEXT_PROGRAM, _PROGRAM = 11, 13
-_BTF, _LINK = 19, 30
+_BTF, _LINK, _STATISTICS = 19, 30, 32
 _SYSCALL: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280}.get(os.uname().machine, 321)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -243,11 +246,30 @@ def shape_of(fd: int) -> Shape:
     return Shape(kind, *rest)
 
 
+@contextmanager
+def statistics() -> Iterator[None]:
+    """While inside the kernel counts the runs of all programs (since Linux 5.8)."""
+    fd = _bpf(_STATISTICS, bytes(4), "statistics")
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def program_runs(fd: int) -> int:
+    """How often a program was run under `statistics`."""
+    return _program_count(fd, 200)
+
+
 def program_misses(fd: int) -> int:
     """How often the kernel skipped a program that was running already on that CPU (since Linux 5.12)."""
+    return _program_count(fd, 208)
+
+
+def _program_count(fd: int, at: int) -> int:
     info = ctypes.create_string_buffer(232)
     _bpf(_INFO, struct.pack("=IIQ", fd, 232, _address(info)), "program info")
-    return int(struct.unpack_from("=Q", info.raw, 208)[0])
+    return int(struct.unpack_from("=Q", info.raw, at)[0])
 
 
 def map_memory(fd: int, size: int, writable: bool = True) -> mmap.mmap:

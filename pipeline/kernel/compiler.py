@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import os
 import sys
@@ -41,6 +42,8 @@ HOOKS: Final = {
 }
 
 
+OPENED: Final = "lsm/file_open"
+"""An LSM hook that any process can be made to pass."""
 MEMORIES: Final = {1, 5, 9, 10, 29}
 """Types of maps that remember from one run of a program to the next: hashes, and tasks' storage."""
 ALSO: Final = {"books", "rings"}
@@ -61,7 +64,23 @@ def refusal(hook: str, log: Path) -> str:
         os.close(nothing(hook, log))  # any program of the type gets the same answer
     except OSError as error:
         return f"refused: {error.strerror}"
+    if kind == "lsm" and not _are_called(log):
+        return "BPF is not among this kernel's active security modules (boot option lsm=): it would never run"
     return ""
+
+
+@functools.cache
+def _are_called(log: Path) -> bool:
+    """Whether the kernel calls LSM programs: it attaches them also where BPF is no active security module."""
+    program = nothing(OPENED, log)
+    link = attach(OPENED, program, log)
+    try:
+        with bpf.statistics():
+            os.close(os.open(os.devnull, os.O_RDONLY))
+        return bpf.program_runs(program) > 0
+    finally:
+        os.close(link)
+        os.close(program)
 
 
 def nothing(hook: str, log: Path) -> int:
@@ -236,7 +255,8 @@ def _load(hook: str, code: bytes, log: Path) -> int:
             )
         )
     if fd < 0:
-        raise OSError(-fd, os.strerror(-fd))
+        number = ctypes.get_errno() or -fd  # for a program that is too complex bcc returns -1
+        raise OSError(number, os.strerror(number))
     return fd
 
 

@@ -134,7 +134,8 @@ class Kept:
         self.descriptor = fd
         # Numbers come out of order where CPUs share a ring: drops are read from its row instead.
         self._ring = Ring(AUDIT_RING, memory, RingBooks(position=int(memory.consumer[0])))
-        self._row, self._lost, self._drops = row, booked, int(row["drops"][0])
+        self._row, self._lost = row, booked
+        self._missed = self._misses()
         self._begun: dict[int, _Parts] = {}
 
     @property
@@ -144,9 +145,8 @@ class Kept:
 
     def take(self, now: int) -> Iterator[Record | None]:
         """At most BATCH chunks; records in the order in which their last parts came."""
-        drops = int(self._row["drops"][0])
-        if drops != self._drops:
-            self._drops = drops
+        before, self._missed = self._missed, self._misses()
+        if before != self._missed:
             yield None
         found = self._ring.read(BATCH)
         if found is not None:
@@ -158,7 +158,8 @@ class Kept:
 
     def lost(self) -> int:
         """See Wire."""
-        before, self._lost = self._lost, int(self._row["kinds"][0]["lost_full"][KIND.number])
+        before = self._lost
+        self._lost = self._count("lost_full") + self._count("lost_slot")
         return self._lost - before
 
     def release(self, place: int | None) -> None:
@@ -169,6 +170,13 @@ class Kept:
 
     def close(self) -> None:
         """The ring stays, for who comes next."""
+
+    def _count(self, name: str) -> int:
+        return int(self._row["kinds"][0][name][KIND.number])
+
+    def _misses(self) -> int:
+        """Chunks, or whole records, that are not there."""
+        return int(self._row["drops"][0]) + self._count("lost_slot")
 
     def _join(self, found: Slice) -> Iterator[Record]:
         chunks = found.chunks
