@@ -24,6 +24,8 @@ __all__ = ["Audit", "Who", "who_did"]
 
 LOOK: Final = 1_000_000_000
 """ns between two looks at which numbers are missing: longer than records can overtake each other."""
+LAST: Final = 64
+"""Looks at the wire when nobody will ask again: all that a socket holds, and an end though more may come."""
 COARSE: Final = 11_000_000
 """ns that an audit time can be too early: its clock ticks, and it is cut to 1 ms."""
 _PARENT: Final = {"parent_start", "parent_exec_id"}
@@ -57,6 +59,8 @@ class Audit:
         self._serials = Serials()
         self._schema = by_name()["audit"]
         self._looked = now
+        self._left: int | None = None
+        """Nothing on the wire is earlier; None: nothing is there."""
         if not wire.keeps:
             ring.opened(now)
             ring.publish(now)
@@ -71,18 +75,22 @@ class Audit:
         """An event is open, or a number missing that may still come."""
         return self._wire.more or not self._serials.settled
 
+    @property
+    def oldest(self) -> int | None:
+        """Of an event that is open, or of what this look left on the wire."""
+        first = self._serials.oldest
+        return min((time for time in (first and first.time, self._left) if time is not None), default=None)
+
     def listen(self, on: bool) -> None:
         """The wire wakes whoever waits on it, and nobody else."""
 
     def pump(self, now: int, *, beat: bool = False, last: bool = False) -> None:
         """Take what came, and put the events that are over; of the `last` call, all that are open."""
+        looks = LAST if last else 1
         received = 0
-        for record in self._wire.take(now):
-            if record is None:
-                self._serials.overran(now)
-            else:
-                received += 1
-                self._put(self._serials.feed(record))
+        while looks and (taken := self._take(now)):
+            received += taken
+            looks -= 1
         self._put(self._serials.finish() if last else self._serials.expire(now))
         self._ring.book("received", received)
         if last or now >= self._looked + LOOK:
@@ -91,14 +99,26 @@ class Audit:
             self._looked = now
         if beat or last:
             self._ring.book("lost", self._wire.lost())
-        oldest = self._serials.oldest
-        # Whoever comes after us knows nothing of events that are still open here.
-        self._ring.publish(now if oldest is None else oldest.time)
+        oldest = self.oldest
+        # Whoever comes after us knows nothing of what is held back here.
+        self._ring.publish(now if oldest is None else oldest)
         self._wire.release(self._serials.place)
 
     def close(self) -> None:
         """Listen no more."""
         self._wire.close()
+
+    def _take(self, now: int) -> int:
+        """One look at the wire; how many records there were."""
+        taken, time = 0, now
+        for record in self._wire.take(now):
+            if record is None:
+                self._serials.overran(now)
+            else:
+                taken, time = taken + 1, record.time
+                self._put(self._serials.feed(record))
+        self._left = min(time, now) if self._wire.more else None
+        return taken
 
     def _put(self, events: Iterable[Joined]) -> None:
         for event in events:

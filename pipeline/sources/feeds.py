@@ -45,6 +45,13 @@ class Feed(Protocol):
         """Something came and was not put yet: look again soon."""
         ...
 
+    @property
+    def oldest(self) -> int | None:
+        """ns since boot: nothing that came and was not put yet is earlier; None: there is no such thing. No
+        heartbeat vouches for what is later.
+        """
+        ...
+
     def listen(self, on: bool) -> None:
         """The source goes to sleep (True) or is awake again (False): only a sleeper has to be woken."""
         ...

@@ -72,6 +72,11 @@ class Perf:
         """Something is in a buffer."""
         return self._sideband.waits
 
+    @property
+    def oldest(self) -> int | None:
+        """What is not put is later than the last look."""
+        return None
+
     def listen(self, on: bool) -> None:
         """Ring the bell for what comes, or do not."""
         self._sideband.listen(on)

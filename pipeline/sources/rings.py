@@ -191,6 +191,9 @@ class Rings:
 
     def _beat(self, until: int, now: int, counters: Mapping[int, tuple[int, int]]) -> Beat:
         tails = []
+        for feed in self._feeds:
+            if feed.oldest is not None:
+                until = min(until, feed.oldest)
         for ring, (number, dropped) in counters.items():
             tail = self.rings[ring].tail(number, dropped, now)
             if isinstance(tail, Gap):

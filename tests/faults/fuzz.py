@@ -83,6 +83,10 @@ class Fuzz:
     def listen(self, on: bool) -> None:
         """Nobody has to be woken: while more is to come, nobody sleeps."""
 
+    @property
+    def oldest(self) -> None:
+        """Nothing is held back."""
+
     def close(self) -> None:
         """Nothing is open."""
 

@@ -211,6 +211,28 @@ def test_the_last_look_leaves_nothing_open(world: World) -> None:
     assert int(head["pid"]) == 0
 
 
+def test_the_last_look_takes_all_that_waits(world: World) -> None:
+    audit = Audit(world.ring, world.wire(), nothing, 1)
+    for serial in range(1, BATCH + 3):
+        world.say(EOE, serial)
+    world.pump(audit, 50)
+    held = [audit.oldest]
+    world.pump(audit, 60, last=True)
+    assert not world.waiting
+    assert [*held, audit.oldest] == [50, None], "no heartbeat vouches for what is on the wire"
+
+
+def test_no_heartbeat_vouches_for_an_event_that_is_open(world: World) -> None:
+    audit = Audit(world.ring, world.wire(), nothing, 1)
+    world.say(1400, 7, b"avc: denied")  # nothing says that it is over
+    held = []
+    for now in (50, SECOND, 50 + EXPIRY):
+        world.pump(audit, now)
+        held.append(audit.oldest)
+    assert held == [50, 50, None]
+    assert int(world.heads[0]["time"]) == 50
+
+
 def test_an_overrun_is_said_and_counted(world: World) -> None:
     audit = Audit(world.ring, world.wire(), nothing, 1)
     world.call(7)

@@ -358,6 +358,7 @@ class Source:
         self.coming: list[int] = []
         self.asked: list[int] = []
         self.beats: list[int] = []
+        self.oldest: int | None = None
 
     def listen(self, on: bool) -> None:
         assert on != self.listening
@@ -409,11 +410,16 @@ async def test_feeds_know_which_look_a_heartbeat_vouches_for(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.source.run, link)
         nursery.start_soon(collect, link, passes, world.release)
-        await trio.sleep(35)
+        await trio.sleep(25)
         assert len(feed.asked) > 100
+        assert len(feed.beats) == 3
+        feed.oldest = world.time - 5 * SECOND
+        await trio.sleep(10)
         assert len(feed.beats) == 4
         world.source.stop(drain=True)
-    assert len(feed.asked) > len(feed.beats) == sum(found.beat is not None for found in passes[:-1])
+    beats = [found.beat for found in passes if found.beat]
+    held = world.time - 5 * SECOND  # of what it holds back it vouches for nothing
+    assert [beat.until for beat in beats] == [*[world.time - SLACK] * 3, held, held]
 
 
 async def test_a_feed_wakes_the_source_and_is_silent_otherwise(world: World, feed: Source) -> None:
