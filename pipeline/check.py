@@ -188,9 +188,9 @@ def judge(config: Config, tried: Sequence[Hook]) -> Iterator[Finding]:
         hooks = [hook for hook in tried if hook.event == name]
         for hook in hooks:
             if hook.works:
-                yield Finding(
-                    name, "ok", f"{' '.join((hook.surface, *hook.hooks))}: {hook.answer}", hook.cost
-                )
+                idle = f"; not at {', '.join(hook.idle)}" if hook.idle else ""
+                answer = f"{' '.join((hook.surface, *hook.hooks))}: {hook.answer}{idle}"
+                yield Finding(name, "ok", answer, hook.cost)
             elif name in working:
                 yield Finding(name, "ok", f"{hook.surface}: {hook.answer}", "another surface serves")
             elif is_wanted:

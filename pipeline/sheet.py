@@ -54,6 +54,7 @@ def _row(schema: Schema, hook: Hook) -> dict[str, Any]:
         "hooks": [*surface.before, *surface.hooks],
         "state": state,
         "answer": hook.answer,
+        "idle": list(hook.idle),
         "fields": [key for name, key in own.items() if name not in surface.without],
         "without": [key for name, key in (common | own).items() if name in surface.without],
         "blind": surface.blind,
@@ -121,7 +122,10 @@ def _answer(name: str, surface: str, made: Sheet) -> str:
     row = next((r for r in made["rows"] if (r["event"], r["surface"]) == (name, surface)), None)
     if row is None:
         return "not tried"
-    return "proven" if row["state"] == "proven" else str(row["answer"])
+    if row["state"] != "proven":
+        return str(row["answer"])
+    idle = ", ".join(f"`{hook}`" for hook in row.get("idle", ()))
+    return f"proven, but for {idle}" if idle else "proven"
 
 
 def _surface(row: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Harmless acts of the loader's own, one per kind: what comes of them proves a hook.
 
 That a program is attached does not mean that it runs. Each act is done by a child process of the loader,
-whose events are booked as `self-test`. A kind that is not here has no harmless act (modules).
+whose events are booked as `self-test`, and goes by every hook of its kind that this host lets it reach. A
+kind that is not here has no harmless act (modules).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import ctypes
 import mmap
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,9 @@ _PATIENCE: Final = 1.0
 """Seconds."""
 
 CLONE_NEWUTS: Final = 0x04000000
+PR_SET_NAME: Final = 15
+IPC_PRIVATE, IPC_RMID, IPC_CREAT, SHM_EXEC = 0, 0, 0o1000, 0o100000
+_libc: Final = ctypes.CDLL(None)
 
 
 def _exec() -> None:
@@ -30,8 +34,11 @@ def _exec() -> None:
 
 
 def _fail_to_exec() -> None:
+    """By path and by descriptor: execve and execveat."""
     nothing = "/nonexistent/promissory-self-test"
-    os.execv(nothing, [nothing])
+    for file in (nothing, os.open(os.devnull, os.O_RDONLY)):
+        with contextlib.suppress(OSError):
+            os.execve(file, [nothing], {})
 
 
 def _load_bpf() -> None:
@@ -47,31 +54,64 @@ def _patch_kernel() -> None:
 
 def _map() -> None:
     mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_EXEC)
+    memory = _libc.shmget(IPC_PRIVATE, mmap.PAGESIZE, IPC_CREAT | 0o600)
+    _libc.shmat(memory, None, SHM_EXEC)
+    _libc.shmctl(memory, IPC_RMID, None)
 
 
 def _protect() -> None:
     memory = mmap.mmap(-1, mmap.PAGESIZE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    ctypes.CDLL(None).mprotect(ctypes.c_void_p(address), mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_EXEC)
+    _libc.mprotect(ctypes.c_void_p(address), mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_EXEC)
 
 
-def _listener() -> socket.socket:
-    listener = socket.socket()
-    listener.settimeout(_PATIENCE)  # where loopback is down, nobody comes
-    listener.bind(("127.0.0.1", 0))
-    listener.listen()
-    return listener
+@contextlib.contextmanager
+def _listeners() -> Iterator[list[socket.socket]]:
+    """Of each family that this host has."""
+    name = f"\0promissory-self-test-{os.getpid()}"
+    places: list[tuple[int, tuple[str, int] | str]] = [
+        (socket.AF_INET, ("127.0.0.1", 0)),
+        (socket.AF_INET6, ("::1", 0)),
+        (socket.AF_UNIX, name),
+    ]
+    with contextlib.ExitStack() as stack:
+        made = []
+        for family, place in places:
+            with contextlib.suppress(OSError):
+                listener = stack.enter_context(socket.socket(family))
+                listener.settimeout(_PATIENCE)  # where loopback is down, nobody comes
+                listener.bind(place)
+                listener.listen()
+                made.append(listener)
+        yield made
+
+
+def _listen() -> None:
+    with _listeners():
+        pass
 
 
 def _connect(*, blocking: bool = True) -> None:
-    with _listener() as listener, socket.socket() as client:
-        client.setblocking(blocking)
-        client.connect_ex(listener.getsockname())
-        listener.accept()
+    with _listeners() as listeners:
+        for listener in listeners:
+            with contextlib.suppress(OSError), socket.socket(listener.family) as client:
+                client.setblocking(blocking)
+                client.connect_ex(listener.getsockname())
+                listener.accept()
 
 
-def _unshare() -> None:
-    ctypes.CDLL(None).unshare(CLONE_NEWUTS)
+def _connect_all() -> None:
+    """Datagrams too; none is sent."""
+    _connect()
+    with socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.connect_ex(("127.0.0.1", 9))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+        client.connect_ex("/nonexistent/promissory-self-test")
+
+
+def _change_namespace() -> None:
+    _libc.unshare(CLONE_NEWUTS)
+    _libc.setns(os.open("/proc/self/ns/uts", os.O_RDONLY), CLONE_NEWUTS)
 
 
 def _make_cgroup() -> None:
@@ -96,14 +136,15 @@ ACTS: Final[dict[str, Callable[[], None]]] = {
     "kernel_text": _patch_kernel,
     "mmap": _map,
     "mprotect": _protect,
-    "bind": lambda: _listener().close(),
-    "listen": lambda: _listener().close(),
+    "bind": _listen,
+    "listen": _listen,
     "accept": _connect,
-    "connect": _connect,
+    "connect": _connect_all,
     "connect_done": lambda: _connect(blocking=False),
-    "namespace": _unshare,
+    "namespace": _change_namespace,
     "cgroup": _make_cgroup,
-    "audit": lambda: netlink.say(b"promissory: self-test"),
+    "comm": lambda: _libc.prctl(PR_SET_NAME, b"self-test"),
+    "audit": lambda: netlink.say(netlink.SAID),
 }
 """Kind → what a child does; that there is a child at all is fork's and exit's."""
 

@@ -177,7 +177,8 @@ class Attempt:
 
     def _hook(self, schema: Schema, refused: OSError | None) -> Hook:
         surface = self.choice[schema.name]
-        pins = {hook: f"entry_{name_of(place_of(schema.name, hook))}" for hook in surface.hooks}
+        hooks = (*surface.hooks, *surface.before)
+        pins = {hook: f"entry_{name_of(place_of(schema.name, hook))}" for hook in hooks}
         answer = "read once, when attached" if surface.name == "proc" else "attached, unproven"
         if refused:
             answer = f"refused: {refused.strerror}"
@@ -188,11 +189,14 @@ class Attempt:
         runs.
         """
         before = self._seen()
-        with self._witnesses() as (witnesses, answers):
+        with self._witnesses() as (witnesses, answers), bpf.statistics():
+            ran = self._runs()
             act(hook.event for hook in hooks if hook.works)
             seen = {name: witness.seen() for name, witness in witnesses.items()}
+            idle = {pin for pin, runs in self._runs().items() if runs == ran[pin]}
         after = self._seen()
-        return [self._judged(hook, before, after, seen, answers) for hook in hooks]
+        judged = (self._judged(hook, before, after, seen, answers) for hook in hooks)
+        return [self._run(hook, idle) for hook in judged]
 
     def _judged(
         self,
@@ -212,6 +216,24 @@ class Attempt:
         proven = hook.event in seen.get(hook.surface, ()) or bool(after[number] > before[number])
         answer = "proven: our own act came through" if proven else "attached, and never runs"
         return replace(hook, works=proven, answer=answer)
+
+    def _run(self, hook: Hook, idle: Collection[str]) -> Hook:
+        """A hook that is proven, and whether each of its programs ran."""
+        surface = self.choice[hook.event]
+        if not hook.works or hook.event not in ACTS:
+            return hook
+        never = tuple(name for name, pin in hook.hooks.items() if pin in idle)
+        # Without what comes before, events would say less than their surface promises.
+        dead = next((name for name in never if name in surface.before and name not in surface.optional), None)
+        if dead:
+            return replace(hook, works=False, answer=f"{dead}: attached, and never runs")
+        return replace(hook, idle=never)
+
+    def _runs(self) -> dict[str, int]:
+        """Entry → how often it ran."""
+        return {
+            pin: bpf.program_runs(fd) for pin, fd in self.pinned.items() if pin.startswith("entry_")
+        }
 
     @contextlib.contextmanager
     def _witnesses(self) -> Iterator[tuple[dict[str, Witness], dict[str, str]]]:

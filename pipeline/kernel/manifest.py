@@ -31,15 +31,11 @@ def boot_id() -> str:
 
 
 def charged(pin: str) -> str | None:
-    """The kind to which runs that the kernel skipped at an entry are charged; None: the entry makes no
-    events.
+    """The kind to which runs that the kernel skipped at an entry are charged; None: nobody knows it. Also of
+    an entry that only remembers for another: what that one says, or whether it does, may be lost with it.
     """
-    kind, _, hook = pin.removeprefix("entry_").partition("-")
-    if kind in CHARGED:
-        return CHARGED[kind]
-    schema = by_name().get(kind)
-    hooks = [hook for surface in schema.surfaces for hook in surface.hooks] if schema else []
-    return kind if hook in (name.replace("/", "-") for name in hooks) else None
+    kind = pin.removeprefix("entry_").partition("-")[0]
+    return CHARGED.get(kind, kind if kind in by_name() else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +45,13 @@ class Hook:
     event: str
     surface: str
     hooks: Mapping[str, str]
-    """TYPE/HOOK → pin of the entry where its events come in."""
+    """TYPE/HOOK → pin of its entry: where its events come in, and where others learn what these will say."""
     works: bool
     answer: str
     """What the kernel said, or "proven": our own act came through."""
     cost: str = ""
+    idle: tuple[str, ...] = ()
+    """Of a surface that is proven: its hooks that none of our own acts went by."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +141,6 @@ def _read(state: Path) -> Manifest | None:
     known = {each.name for each in fields(Manifest)}
     plain = {name: value for name, value in plain.items() if name in known}
     plain["rings"] = {int(ring): size for ring, size in plain["rings"].items()}
-    plain["hooks"] = [Hook(**hook) for hook in plain["hooks"]]
+    plain["hooks"] = [Hook(**{**hook, "idle": tuple(hook.get("idle", ()))}) for hook in plain["hooks"]]
     manifest = Manifest(**plain)
     return manifest if manifest.boot_id == boot_id() else None

@@ -11,12 +11,15 @@ import errno
 import os
 import socket
 import struct
+import time
 from typing import Final, NamedTuple
 
 from pipeline.audit_types import TEST, USER_AVC
 
-__all__ = ["HEADER", "Status", "Witness", "listen", "request", "say", "status"]
+__all__ = ["HEADER", "SAID", "Status", "Witness", "listen", "request", "say", "status"]
 
+SAID: Final = b"promissory: self-test"
+"""What the loader says to see whether it is heard."""
 NETLINK_AUDIT: Final = 9
 READLOG: Final = 1
 """The multicast group, AUDIT_NLGRP_READLOG."""
@@ -27,6 +30,8 @@ _ERROR: Final = 2
 _REQUEST, _ACKNOWLEDGE = 1, 4
 _RCVBUFFORCE: Final = 33
 _LARGEST: Final = 16384
+_ROOM: Final = 1 << 20
+"""Bytes for what others say meanwhile."""
 _PATIENCE: Final = 5.0
 """Seconds for the kernel's answer, which it gives at once."""
 
@@ -92,19 +97,22 @@ class Witness:
     """Whether what this machine says is heard (kernel/attempt.py)."""
 
     def __init__(self) -> None:
-        self._listener = listen(_LARGEST)
-        self._listener.settimeout(_PATIENCE)
+        self._listener = listen(_ROOM)
 
     def seen(self) -> frozenset[str]:
-        """`audit`, if any record came; a thread of the kernel sends them."""
-        try:
-            self._listener.recv(_LARGEST)
-        except TimeoutError:
-            return frozenset()
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise
-        return frozenset({"audit"})
+        """`audit`, if SAID came; a thread of the kernel sends it, among what others caused."""
+        end = time.monotonic() + _PATIENCE
+        while (left := end - time.monotonic()) > 0:
+            self._listener.settimeout(left)
+            try:
+                if SAID in self._listener.recv(_LARGEST):
+                    return frozenset({"audit"})
+            except TimeoutError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+        return frozenset()
 
     def close(self) -> None:
         """Listen no more."""

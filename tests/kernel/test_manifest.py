@@ -69,7 +69,8 @@ def test_skipped_runs_are_charged_to_one_kind_whichever_are_chosen() -> None:
     assert charged("entry_mmap-fexit-vm_mmap_pgoff") == "mmap"
     assert charged("entry_sock_state-raw_tp-inet_sock_set_state") == "connect_done"
     assert charged("entry_sys_exit-raw_tp-sys_exit") == "exec_failed"
-    assert charged("entry_exec-lsm-bprm_creds_for_exec") is None, "it only remembers"
+    assert charged("entry_exec-lsm-bprm_creds_for_exec") == "exec", "what it remembers is that one's"
+    assert charged("entry_nobody-lsm-knows") is None
     for hook, name in SHARED.items():
         kind = charged(f"entry_{name}-{hook.replace('/', '-')}")
         assert kind

@@ -39,6 +39,7 @@ class Job:
 JOBS: Final = (
     *(Job(name, kernel, "vm") for name, kernel in reversed(MATRIX.items())),  # the newest takes longest
     Job("6.12-preempt", MATRIX["6.12"], "preempt", ("preempt=full",)),
+    Job("6.12-lsm", MATRIX["6.12"], "lsm", ("lsm=lockdown,capability,landlock,yama",)),
 )
 
 

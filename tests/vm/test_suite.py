@@ -47,7 +47,7 @@ def marked(command: list[str]) -> str:
 
 def test_each_kernel_runs_its_tests(ran: dict[str, list[Any]], capsys: pytest.CaptureFixture[str]) -> None:
     assert suite.run_all([]) == 0
-    assert set(ran) == {"6.1", "6.12", "7.3", "6.12-preempt"}
+    assert set(ran) == {"6.1", "6.12", "7.3", "6.12-preempt", "6.12-lsm"}
     for name in ("6.1", "6.12", "7.3"):
         kernel, command, options = ran[name]
         assert (kernel, options) == (name, ())
@@ -60,7 +60,11 @@ def test_each_kernel_runs_its_tests(ran: dict[str, list[Any]], capsys: pytest.Ca
     assert marked(command) == "preempt"
     files = [f"tests/{name}.py" for name in ("faults/test_machine", "live/test_budget", "live/test_preempt")]
     assert [word for word in command if word.startswith("tests/")] == files
-    assert len(capsys.readouterr().out.splitlines()) == 5
+    kernel, command, options = ran["6.12-lsm"]
+    assert (kernel, marked(command)) == ("6.12", "lsm")
+    assert "bpf" not in options[0]
+    assert [word for word in command if word.startswith("tests/")] == ["tests/live/test_lsm.py"]
+    assert len(capsys.readouterr().out.splitlines()) == 6
 
 
 def test_some_can_be_asked_for(ran: dict[str, list[Any]]) -> None:
@@ -75,7 +79,7 @@ def test_one_machine_that_breaks_fails_all(
     monkeypatch.setattr(f"{__name__}.BREAKS", "6.1")
     assert suite.run_all([]) == 1
     assert "6.1: it fell over" in capsys.readouterr().out
-    assert len(ran) == 3
+    assert len(ran) == 4
 
 
 @pytest.mark.usefixtures("ran")
@@ -95,6 +99,6 @@ def test_what_cannot_be_run_is_said_and_fails_in_integration(
     monkeypatch.setenv("CI", ci)
     assert suite.run_all([]) == status
     assert (
-        "NOT TESTED in virtual machines (7.3, 6.12, 6.1, 6.12-preempt): no emulator"
+        "NOT TESTED in virtual machines (7.3, 6.12, 6.1, 6.12-preempt, 6.12-lsm): no emulator"
         in capsys.readouterr().out
     )
