@@ -51,7 +51,8 @@ PROGRAM(module_seen)
 #define NR_finit_module_32 350
 
 struct module_join {
-    u32 open;
+    u32 call;  // its number
+    u32 begun; // load_module was called
     u32 device;
     u64 inode;
     u64 base;
@@ -70,16 +71,9 @@ static __always_inline struct module_join *module_joined(u64 flags)
     return module_joins.task_storage_get((void *)bpf_get_current_task_btf(), 0, flags);
 }
 
-// The current task's join, begun if there is none. NULL: no memory.
-static __always_inline struct module_join *module_open(struct books *book)
+static __always_inline u32 current_call(void)
 {
-    struct module_join *join = module_joined(1); // create
-    if (join && !join->open) {
-        join->open = 1;
-        join->taints = UNKNOWN;
-        count(book->joins);
-    }
-    return join;
+    return READ(pt_regs, orig_ax, bpf_task_pt_regs((void *)bpf_get_current_task_btf()));
 }
 
 static __always_inline void module_close(struct books *book)
@@ -88,7 +82,40 @@ static __always_inline void module_close(struct books *book)
     __sync_fetch_and_add(&book->joins, -1);
 }
 
-// The file that an image is read from. What it opens, a 32-bit call whose file cannot be read leaves open: the next one ends it.
+// A load whose end never came: the kernel skipped that run.
+static __always_inline void module_expired(struct books *book)
+{
+    count(book->kinds[KIND_module_load].attempted);
+    count(book->kinds[KIND_module_load].expired);
+    module_close(book);
+}
+
+// The current call's join; NULL: there is none. One that another call left open would lend this one its file.
+static __always_inline struct module_join *module_now(struct books *book)
+{
+    struct module_join *join = module_joined(0);
+    if (!join || join->call == current_call())
+        return join;
+    module_expired(book);
+    return 0;
+}
+
+// The same, begun if there is none. NULL: no memory.
+static __always_inline struct module_join *module_open(struct books *book)
+{
+    struct module_join *join = module_now(book);
+    if (join)
+        return join;
+    join = module_joined(1); // create
+    if (join) {
+        join->call = current_call();
+        join->taints = UNKNOWN;
+        count(book->joins);
+    }
+    return join;
+}
+
+// The file that an image is read from: the first that is seen of a call.
 PROGRAM(module_file)
 {
 #ifdef WITH_module_load_lsm
@@ -102,13 +129,9 @@ PROGRAM(module_file)
     struct settings *set = settings.lookup(&zero);
     if ((id != READING_MODULE && id != READING_COMPRESSED) || !book || !set || !file)
         return 0;
-    struct module_join *join = module_joined(0);
-    if (join && join->inode) {
-        count(book->kinds[KIND_module_load].attempted);
-        count(book->kinds[KIND_module_load].expired);
-        module_close(book);
-    }
-    join = module_open(book);
+    if (module_joined(0))
+        module_expired(book);
+    struct module_join *join = module_open(book);
     if (!join)
         return 0;
     u64 inode = LOAD(file, f_inode, file);
@@ -148,9 +171,16 @@ PROGRAM(module_begins)
 {
     u32 ring = bpf_get_smp_processor_id();
     struct books *book = books.lookup(&ring);
-    struct module_join *join = book ? module_open(book) : 0;
-    if (join)
-        image_name(join->name, (void *)READ(load_info, hdr, ARGUMENT(load_module, info)));
+    if (!book)
+        return 0;
+    struct module_join *join = module_joined(0);
+    if (join && join->begun) // a call has one image
+        module_expired(book);
+    join = module_open(book);
+    if (!join)
+        return 0;
+    join->begun = 1;
+    image_name(join->name, (void *)READ(load_info, hdr, ARGUMENT(load_module, info)));
     return 0;
 }
 
@@ -158,7 +188,9 @@ PROGRAM(module_begins)
 PROGRAM(module_placed)
 {
     void *module = (void *)ctx->args[0];
-    struct module_join *join = module_joined(0);
+    u32 ring = bpf_get_smp_processor_id();
+    struct books *book = books.lookup(&ring);
+    struct module_join *join = book ? module_now(book) : 0;
     if (!join)
         return 0;
     join->base = module_base(module);
@@ -170,9 +202,9 @@ PROGRAM(module_placed)
 }
 
 // Does the current call name a file? Then there is a path, known or not. (Of the calls that load modules, no two share a number.)
-static __always_inline int is_from_file(void *task)
+static __always_inline int is_from_file(void)
 {
-    u64 number = READ(pt_regs, orig_ax, bpf_task_pt_regs(task));
+    u32 number = current_call();
     return number == NR_finit_module || number == NR_finit_module_32;
 }
 
@@ -195,7 +227,7 @@ static __always_inline void module_end(int result, u8 sig_ok, const void *parame
         event.slot->walk.at = SLOT_MIDDLE - have;
         bpf_probe_read_kernel(event.slot->buffer + bound(SLOT_MIDDLE - have, SLOT_MIDDLE), have,
                               join->text + bound(join->walk.at, MODULE_PATH));
-        if (!join->inode && is_from_file(event.task)) { // the hook of the file found no memory, or was not there yet
+        if (!join->inode && is_from_file()) { // the hook of the file found no memory, or was not there yet
             head->path.of = UNKNOWN;
             event.slot->faults |= 1 << PROMISE_module_load_path;
         }
@@ -218,10 +250,23 @@ PROGRAM(module_loaded)
     return 0;
 }
 
+// Of 64-bit and 32-bit calls.
 PROGRAM(module_unread)
 {
-    if (module_joined(0))
-        module_end(RETURNED(__x64_sys_finit_module), 255, (void *)READ(pt_regs, si, ctx->args[0]));
+    u32 ring = bpf_get_smp_processor_id();
+    struct books *book = books.lookup(&ring);
+    void *task = (void *)bpf_get_current_task_btf();
+    if (book && module_now(book))
+        module_end(RETURNED(__x64_sys_finit_module), 255, (void *)second_argument(task, (void *)ctx->args[0]));
+    return 0;
+}
+
+PROGRAM(module_task_ended)
+{
+    u32 ring = bpf_get_smp_processor_id();
+    struct books *book = books.lookup(&ring);
+    if (book && module_joined(0))
+        module_expired(book);
     return 0;
 }
 #endif

@@ -295,6 +295,18 @@ static int headless(void)
     return 1;
 }
 
+// Load module file rest[0] with parameters rest[1] and flags rest[2] by a 32-bit call; print the result, which is -errno.
+static int finit_32(void)
+{
+    char *low = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+    int file = open(rest[0], O_RDONLY);
+    if (file < 0 || low == MAP_FAILED)
+        die("finit-32");
+    strcpy(low, rest[1]);
+    printf("%ld\n", call_32(350, file, (uint32_t)(uintptr_t)low, atoi(rest[2]), 0, 0));
+    return 0;
+}
+
 static int die_by(void)
 {
     raise(atoi(rest[0]));
@@ -342,7 +354,7 @@ static int connect_32(void)
 
 static const struct { const char *name; int (*run)(void); } ACTS[] = {
     {"thread-exec", thread_exec}, {"leader-first", leader_first}, {"threads", threads}, {"exec-32", exec_32},
-    {"map-32", map_32},
+    {"map-32", map_32}, {"finit-32", finit_32},
     {"memfd", memfd}, {"at", at}, {"vfork", vfork_exec}, {"work", work}, {"hop", hop}, {"storm", storm},
     {"stay", stay}, {"headless", headless}, {"die", die_by}, {"of-stack", of_stack}, {"as", as},
     {"uring-connect", uring_connect}, {"connect-32", connect_32},

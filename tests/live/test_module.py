@@ -10,6 +10,7 @@ import json
 import lzma
 import os
 import socket
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +21,7 @@ import pytest
 
 from tests.live.compare import ran, same, who
 from tests.live.run import Live, Record, eventually
+from tests.live.skipped import expired, without
 from tests.live.witness import fork, libc, spoken
 
 pytestmark = [pytest.mark.kernel, pytest.mark.vm]
@@ -126,6 +128,13 @@ def done(live: Live, kind: str, path: Path, call: Callable[[], int]) -> tuple[Re
 def file_of(path: Path) -> dict[str, Any]:
     found = path.stat()
     return {"path": str(path.resolve()), "inode": found.st_ino, "device": found.st_dev}
+
+
+def unreadable(module: Module, folder: Path) -> Path:
+    """A file of which no image comes: the call ends before load_module."""
+    path = folder / f"{module.name}.ko.xz"
+    path.write_bytes(lzma.compress(module.image)[:1000])
+    return path
 
 
 def test_a_load_from_a_file_and_its_removal(live: Live, dummy: Module, tmp_path: Path) -> None:
@@ -252,11 +261,33 @@ def test_a_compressed_file(live: Live, dummy: Module, tmp_path: Path) -> None:
         assert result == 0
         same(record, {**dummy.shown(), **file_of(dummy.packed)})
         assert remove("dummy") == 0
-    broken = tmp_path / "dummy.ko.xz"
-    broken.write_bytes(lzma.compress(dummy.image)[:1000])
+    broken = unreadable(dummy, tmp_path)
     record, result = done(live, "module_load", tmp_path, lambda: from_file(broken, flags=COMPRESSED))
     assert result
     same(record, {**NOWHERE, **file_of(broken), "name": None, "errno": result, "sig_ok": None})
+
+
+def by_32_bit_call(live: Live, acts: bytes, path: Path, flags: int = 0) -> tuple[Record, int]:
+    """The one event of such a load; and the call's errno."""
+    command = [acts, b"finit-32", os.fsencode(path), b"numdummies=2", b"%d" % flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        result = -int(process.communicate()[0])
+    if result == errno.ENOSYS:
+        pytest.skip("NOT TESTED: this kernel has no 32-bit calls")
+    live.ended(process.pid)
+    (record,) = live.log.of(process.pid, "module_load")
+    same(record, {**file_of(path), "errno": result, "parameters": "numdummies=2"})
+    return record, result
+
+
+def test_32_bit_calls(live: Live, dummy: Module, acts: bytes, tmp_path: Path) -> None:
+    record, result = by_32_bit_call(live, acts, tmp_path / "dummy.ko")
+    assert result == 0
+    same(record, dummy.shown())
+    assert remove("dummy") == 0
+    record, result = by_32_bit_call(live, acts, unreadable(dummy, tmp_path), COMPRESSED)
+    assert result
+    same(record, {**NOWHERE, "name": None, "sig_ok": None})
 
 
 def test_loads_that_race(live: Live, dummy: Module, tmp_path: Path) -> None:
@@ -299,6 +330,39 @@ def test_a_request_for_a_module(live: Live, tmp_path: Path) -> None:
     record, result = done(live, "module_request", tmp_path, ask)
     assert result == errno.EAFNOSUPPORT
     same(record, {"name": f"net-pf-{family}"})
+
+
+FINIT_ENDS: Final = "fexit/__x64_sys_finit_module"
+
+
+def test_a_load_whose_end_is_not_seen_lends_its_file_to_no_other(
+    live: Live, dummy: Module, tmp_path: Path
+) -> None:
+    before = expired(live, "module_load")
+    broken = unreadable(dummy, tmp_path)
+
+    def call() -> int:
+        assert from_file(broken, flags=COMPRESSED)
+        return from_memory(dummy.image)
+
+    with without(live, "module_load", FINIT_ENDS):
+        record, result = done(live, "module_load", tmp_path, call)
+    assert result == 0
+    same(record, {**dummy.shown(), **NO_FILE})
+    assert remove("dummy") == 0
+    assert live.joins() == 0
+    assert expired(live, "module_load") == before + 1
+
+
+def test_one_whose_end_is_not_seen_ends_with_its_task(live: Live, dummy: Module, tmp_path: Path) -> None:
+    before = expired(live, "module_load")
+    broken = unreadable(dummy, tmp_path)
+    with without(live, "module_load", FINIT_ENDS):
+        act = fork(lambda: from_file(broken, flags=COMPRESSED))
+    live.ended(act.pid)
+    assert live.log.of(act.pid, "module_load") == []
+    assert live.joins() == 0
+    assert expired(live, "module_load") == before + 1
 
 
 def test_no_join_stays_open(live: Live, dummy: Module) -> None:
