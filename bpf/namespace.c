@@ -1,7 +1,7 @@
 // namespace: unshare, setns, and clone (also as fork, vfork and clone3) with flags for new namespaces.
 //
 // Of pid and time namespaces these calls change those of future children (/proc/PID/ns/pid_for_children), and so these are told.
-// What a process had before its call stands in the task's storage: the next call overwrites it, the task's end takes it away.
+// What a process had before its call stands in the task's storage, from the call's beginning to its end.
 
 #ifdef WITH_namespace
 #ifndef WITH_namespace_perf
@@ -75,25 +75,42 @@ static __always_inline int namespace_called(struct bpf_raw_tracepoint_args *ctx,
 }
 
 #ifdef WITH_namespace_fexit
-BPF_TASK_STORAGE(namespaces_before, struct namespaces);
+struct namespace_call {
+    u32 begun;
+    struct namespaces before;
+};
+
+BPF_TASK_STORAGE(namespace_calls, struct namespace_call);
 
 PROGRAM(namespace_begun)
 {
-    struct namespaces *before =
-        namespaces_before.task_storage_get(bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-    if (before)
-        namespaces_of(before, (void *)bpf_get_current_task_btf());
+    struct namespace_call *call =
+        namespace_calls.task_storage_get(bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+    if (call) {
+        namespaces_of(&call->before, (void *)bpf_get_current_task_btf());
+        call->begun = 1;
+    }
     return 0;
+}
+
+// The kernel may skip the run at a call's beginning: what an earlier call left is not this one's.
+static __always_inline int namespace_ended(struct bpf_raw_tracepoint_args *ctx, u32 number)
+{
+    struct namespace_call *call = namespace_calls.task_storage_get(bpf_get_current_task_btf(), 0, 0);
+    if (!call || !call->begun)
+        return namespace_called(ctx, number, 0);
+    call->begun = 0;
+    return namespace_called(ctx, number, &call->before);
 }
 
 PROGRAM(namespace_unshared)
 {
-    return namespace_called(ctx, CALL_UNSHARE, namespaces_before.task_storage_get(bpf_get_current_task_btf(), 0, 0));
+    return namespace_ended(ctx, CALL_UNSHARE);
 }
 
 PROGRAM(namespace_set)
 {
-    return namespace_called(ctx, CALL_SETNS, namespaces_before.task_storage_get(bpf_get_current_task_btf(), 0, 0));
+    return namespace_ended(ctx, CALL_SETNS);
 }
 
 // A clone that failed: there was no new task.

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,7 @@ import pytest
 from tests.live.compare import cannot, ran, same, who
 from tests.live.host import need_tracing
 from tests.live.run import Live, Record, eventually
+from tests.live.skipped import without
 from tests.live.witness import Act, Arguments, fork, libc
 
 pytestmark = pytest.mark.kernel
@@ -307,6 +309,33 @@ def test_every_call_of_a_storm_is_seen(run: Live) -> None:
     assert inodes[::2] == inodes[1::2]
     if run.kinds["namespace"] == "fexit":
         assert [record["before"]["uts"] for record in found[1:]] == inodes[:-1]
+
+
+@pytest.mark.vm
+def test_what_was_before_is_not_an_earlier_call_s(run: Live) -> None:
+    """Where the kernel skips the run at a call's beginning, nobody knows."""
+    need_tracing()
+    ready, tell = os.pipe()
+    begin, go = os.pipe()
+
+    def leave_twice() -> None:
+        libc.unshare(FLAGS["uts"])
+        os.write(tell, b"x")
+        os.read(begin, 1)
+        libc.unshare(FLAGS["uts"])
+        libc.setns(-1, 0)
+
+    with ThreadPoolExecutor() as pool:
+        future = pool.submit(fork, leave_twice)
+        os.read(ready, 1)
+        with without(run, "namespace", "fentry/__x64_sys_unshare"):
+            os.write(go, b"x")
+            act = future.result()
+    first, second, third = these(run, act, 3)
+    assert first["before"] == spaces()
+    assert first["after"]["uts"] not in (first["before"]["uts"], second["after"]["uts"])
+    assert set(second["before"].values()) == {None}
+    assert third["before"] == third["after"] == second["after"]
 
 
 # ---- control groups
