@@ -3,7 +3,8 @@
 // What is under way stands in `connectings` until the TCP socket's state says how it ended, which can be in an interrupt, on any
 // CPU. At the end of __inet_stream_connect the caller still holds the socket's lock: no state changes between our look at it and
 // the entry. At a system call's exit it can have changed already, on the same CPU even: there the entry is made inside the call,
-// when the state becomes SYN_SENT, and both ends agree by its phase.
+// when the state becomes SYN_SENT, and both ends agree by its phase. Which socket that is stands in the task's storage: meanwhile
+// another thread can have closed the call's descriptor, or given it to another file.
 
 #define EALREADY 114
 #define EINPROGRESS 115
@@ -33,20 +34,27 @@ static __always_inline int is_on_its_way(long result)
 struct connecting {
     u64 id; // of its connect
     u64 time, socket, flags, phase;
+    u64 caller; // task whose call has not come back
     u32 error;
     struct payload_common common;
 };
 
 BPF_F_TABLE("hash", u64, struct connecting, connectings, CONNECTINGS, BPF_F_NO_PREALLOC);
 
+// The kernel skipped the run that would have ended it: the call's, or that of the socket's state.
+static __always_inline void connecting_expired(struct books *book, struct connecting *connecting)
+{
+    struct kind_books *kind = &book->kinds[connecting->phase == FOLLOWED ? KIND_connect_done : KIND_connect];
+    count(kind->attempted);
+    count(kind->expired);
+}
+
 // Non-zero: there is no room.
 static __always_inline int connecting_add(struct books *book, u64 sk, struct connecting *connecting)
 {
     struct connecting *stale = connectings.lookup(&sk);
-    if (stale && stale->phase == FOLLOWED) { // the kernel skipped the run that would have ended it
-        count(book->kinds[KIND_connect_done].attempted);
-        count(book->kinds[KIND_connect_done].expired);
-    }
+    if (stale)
+        connecting_expired(book, stale);
     if (connectings.update(&sk, connecting))
         return 1;
     if (!stale)
@@ -132,6 +140,13 @@ static __always_inline u32 failure(u64 sk)
 }
 
 #ifdef WITH_connect_sys_exit
+struct connect_call {
+    u64 sk;
+    u32 fd;
+};
+
+BPF_TASK_STORAGE(connect_calls, struct connect_call);
+
 // Inside a connect call of the current process's own? (MPTCP's inner sockets have no file.)
 static __always_inline int is_called(u64 sk)
 {
@@ -140,17 +155,53 @@ static __always_inline int is_called(u64 sk)
     return number == (is_compat(task) ? NR_connect_32 : NR_connect) && READ(sock, sk_protocol, sk) == IPPROTO_TCP &&
            READ(socket, file, READ(sock, sk_socket, sk));
 }
-#endif
 
-#ifdef WITH_connect_sys_exit
+// Is it of a call of the current task's that has not come back?
+static __always_inline int is_own_call(struct connecting *connecting)
+{
+    return connecting->phase != FOLLOWED && connecting->caller == bpf_get_current_task();
+}
+
 // A call has begun something; see the file's head.
 static __always_inline void connect_called(u64 sk)
 {
-    struct connecting called = {.phase = CALLING};
+    struct connecting called = {.phase = CALLING, .caller = bpf_get_current_task()};
+    struct task_struct *task = bpf_get_current_task_btf();
     u32 ring = bpf_get_smp_processor_id();
     struct books *book = is_called(sk) ? books.lookup(&ring) : 0;
-    if (book)
-        connecting_add(book, sk, &called);
+    if (!book)
+        return;
+    struct connect_call *call = connect_calls.task_storage_get(task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+    if (call) {
+        u64 last = call->sk;
+        struct connecting *stale = connectings.lookup(&last);
+        if (stale && last != sk && is_own_call(stale)) {
+            connecting_expired(book, stale);
+            connecting_end(book, last);
+        }
+        call->sk = sk;
+        call->fd = first_argument(task, (void *)bpf_task_pt_regs(task));
+    }
+    connecting_add(book, sk, &called);
+}
+
+// The socket of the current task's call, if it began something; 0: it did not.
+static __always_inline u64 called_socket(u32 fd)
+{
+    struct connect_call *call = connect_calls.task_storage_get(bpf_get_current_task_btf(), 0, 0);
+    if (!call || call->fd != fd)
+        return 0;
+    u64 sk = call->sk;
+    struct connecting *connecting = connectings.lookup(&sk);
+    return connecting && is_own_call(connecting) ? sk : 0;
+}
+
+// Has the last descriptor gone? Then no call is under way. (Since Linux 6.13, 90ee6ed776c0, the last one but one counts as 0.)
+static __always_inline int is_released(u64 sk)
+{
+    u64 file = READ(socket, file, READ(sock, sk_socket, sk));
+    s64 references = READ_IF(file, f_count__counter, file, READ_IF(file, f_ref__refcnt__counter, file, 0));
+    return !file || references < !!HAVE_file__f_count__counter;
 }
 #endif
 
@@ -171,11 +222,18 @@ static __always_inline void connect_over(u64 sk, int before, int after)
     else if (after == TCP_CLOSE && before == TCP_CLOSE) // the kernel skipped the run that saw how it ended
         error = UNKNOWN;
 #ifdef WITH_connect_sys_exit
-    if (connecting->phase == OVER)
+    int over = connecting->phase == OVER;
+    if (!over) {
+        connecting->error = error;
+        over = __sync_val_compare_and_swap(&connecting->phase, CALLING, OVER) == CALLING;
+    }
+    if (over) {
+        if (is_released(sk)) { // the call's end was skipped
+            connecting_expired(book, connecting);
+            connecting_end(book, sk);
+        }
         return;
-    connecting->error = error;
-    if (__sync_val_compare_and_swap(&connecting->phase, CALLING, OVER) == CALLING)
-        return;
+    }
 #endif
     done_event(set, book, ring, connecting, sk, error);
     connecting_end(book, sk);
@@ -291,7 +349,7 @@ static __always_inline void call_end(struct event *event, u64 sk, void *socket, 
             done_lost(event);
         return;
     }
-    if (connecting->phase == FOLLOWED) // by an earlier call
+    if (!is_own_call(connecting)) // followed by an earlier call, or of another thread's
         return;
     int follows = result ? is_on_its_way(result) : connecting->phase == CALLING;
     if (follows && is_done_wanted(event)) {
@@ -308,7 +366,15 @@ PROGRAM(connect_exit)
 {
     struct call call;
     call_read(&call, (void *)ctx->args[0], ctx->args[1]);
-    void *socket = socket_of(call.task, call.fd), *sk = (void *)READ(socket, sk, socket);
+    void *socket = 0, *sk = 0;
+#ifdef WITH_connect_done
+    sk = (void *)called_socket(call.fd);
+    socket = (void *)READ(sock, sk_socket, sk);
+#endif
+    if (!socket) {
+        socket = socket_of(call.task, call.fd);
+        sk = (void *)READ(socket, sk, socket);
+    }
     struct event event;
     if (!socket || !is_known_family(sk) || !event_begin(&event, KIND_connect))
         return 0;

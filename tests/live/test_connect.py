@@ -19,12 +19,14 @@ import pytest
 from tests.absent import absent
 from tests.live.compare import ran, same, who
 from tests.live.run import PATIENCE, SLOWER, eventually
+from tests.live.skipped import expired, without
 from tests.live.sockets import FAMILIES, LOOPBACK, Sockets, ends, inode, listening, raw
 from tests.live.witness import fork, libc
 
 pytestmark = pytest.mark.kernel
 
 STORM = int(4000 / SLOWER)
+SYN_SENT = 2
 UNSPECIFIED = (ctypes.c_char * 16)()
 
 
@@ -45,6 +47,35 @@ def silent() -> Iterator[tuple[str, int]]:
         first.connect(server.getsockname())
         select.select([server], [], [], PATIENCE)  # before, there is room for one more
         yield server.getsockname()
+
+
+def connect(client: socket.socket, to: tuple[str, int]) -> int:
+    """The call alone; its errno."""
+    rest = to[1].to_bytes(2, "big") + socket.inet_aton(to[0]) + bytes(8)
+    return ctypes.get_errno() if raw(libc.connect, client, rest) else 0
+
+
+@contextmanager
+def interrupting() -> Iterator[None]:
+    """SIGALRM ends a call, and nothing else."""
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.siginterrupt(signal.SIGALRM, True)
+    yield
+    signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def blocked(client: socket.socket, to: tuple[str, int], result: int) -> Iterator[threading.Thread]:
+    """A thread that waits inside a connect which will end so."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(connect(client, to)))
+    thread.start()
+    eventually(
+        lambda: client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == SYN_SENT, "the call to wait"
+    )
+    yield thread
+    thread.join(PATIENCE)
+    assert results == [result]
 
 
 @pytest.mark.vm
@@ -133,15 +164,68 @@ def test_one_that_a_signal_interrupts(sockets: Sockets) -> None:
     """The call ends, the connection does not."""
     with silent() as address, socket.socket() as client:
         number = inode(client)
-        to = address[1].to_bytes(2, "big") + socket.inet_aton(address[0]) + bytes(8)
-        before = signal.signal(signal.SIGALRM, lambda *_: None)
-        signal.siginterrupt(signal.SIGALRM, True)
-        signal.setitimer(signal.ITIMER_REAL, 0.05 * SLOWER)
-        assert raw(libc.connect, client, to) == -1
-        assert ctypes.get_errno() == errno.EINTR
-        signal.signal(signal.SIGALRM, before)
+        with interrupting():
+            signal.setitimer(signal.ITIMER_REAL, 0.05 * SLOWER)
+            assert connect(client, address) == errno.EINTR
         client.close()
         sockets.under_way(sockets.of(number), {"errno": errno.ECANCELED}, errno.EINTR)
+
+
+@pytest.mark.vm
+def test_one_whose_descriptor_is_closed_meanwhile(sockets: Sockets) -> None:
+    with silent() as address, socket.socket() as client, interrupting():
+        number = inode(client)
+        with blocked(client, address, errno.EINTR) as thread:
+            client.close()
+            assert thread.ident
+            signal.pthread_kill(thread.ident, signal.SIGALRM)
+        expected = {"errno": errno.ECANCELED, "remote_port": address[1], "process.tid": thread.native_id}
+        sockets.under_way(sockets.of(number), expected, errno.EINTR)
+    eventually(lambda: not sockets.live.joins(), "all joins to end")
+
+
+def test_one_whose_descriptor_is_another_s_meanwhile(sockets: Sockets) -> None:
+    """The connection lives on by a second descriptor."""
+    with listening(backlog=0) as server, socket.socket() as first, socket.socket() as client:
+        first.connect(server.getsockname())
+        select.select([server], [], [], PATIENCE)
+        expected = {"socket": inode(client), "remote_port": server.getsockname()[1]}
+        with (
+            client.dup() as kept,
+            socket.socket(type=socket.SOCK_DGRAM) as other,
+            blocked(client, server.getsockname(), 0) as thread,
+        ):
+            os.dup2(other.fileno(), client.fileno())
+            server.accept()[0].close()
+            thread.join(PATIENCE)
+            sockets.connected(sockets.of(kept), {**ends(kept), **expected, "process.tid": thread.native_id})
+            assert sockets.of(other) == []
+    eventually(lambda: not sockets.live.joins(), "all joins to end")
+
+
+@pytest.mark.parametrize("sockets", ["sys_exit"], indirect=True)
+def test_one_whose_end_is_skipped_is_in_the_books(sockets: Sockets) -> None:
+    """It ends with its socket, or with the next call on that socket or by that thread."""
+    live = sockets.live
+
+    def expires(number: int) -> None:
+        assert expired(live, "connect") == before + number
+
+    before = expired(live, "connect")
+    with listening() as server, without(live, "sys_exit", "raw_tp/sys_exit"):
+        with socket.create_connection(server.getsockname()):
+            expires(0)
+        eventually(lambda: not live.joins(), "all joins to end")
+        expires(1)
+        with socket.create_connection(server.getsockname()) as client:
+            assert libc.connect(client.fileno(), UNSPECIFIED, len(UNSPECIFIED)) == 0
+            client.connect(server.getsockname())
+            expires(2)
+            with socket.create_connection(server.getsockname()):
+                expires(3)
+            expires(4)
+        expires(4)
+    eventually(lambda: not live.joins(), "all joins to end")
 
 
 @pytest.mark.vm
