@@ -145,7 +145,7 @@ class OwnRing:
             self._chunks.append((header + piece).ljust(STRIDE, b"\0"))
         return True
 
-    def filter(self, schema: Schema, reason: Literal["self", "uid", "cgroup"]) -> None:
+    def filter(self, schema: Schema, reason: Literal["self", "test", "uid", "cgroup"]) -> None:
         """Book an event that is not wanted."""
         self._counts["attempted", schema.number] += 1
         self._counts[f"filtered_{reason}", schema.number] += 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Final
 
 from pipeline.kernel.bpf import ProgramInfo
 from pipeline.kernel.own_ring import OwnRing
@@ -108,8 +108,7 @@ class Perf:
         schema, wanted = by_name()[event.kind], self._wanted
         known = self._who(event.pid, time, event.tid)
         if known is None:
-            # A reason that the books know, and `filter` does not name yet.
-            self._ring.filter(schema, cast(Any, self._who.whose(event.pid, time)))
+            self._ring.filter(schema, self._who.whose(event.pid, time))
             return
         if reason := unwanted(known, wanted.uids, wanted.cgroups):
             self._ring.filter(schema, reason)
