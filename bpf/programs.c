@@ -68,6 +68,7 @@
 #include "bind.c"
 #include "listen.c"
 #include "accept.c"
+#include "connect_done.c"
 #include "connect.c"
 #ifdef WITH_sock_state
 #include "sock_state.c"

@@ -231,9 +231,7 @@ class Attempt:
 
     def _runs(self) -> dict[str, int]:
         """Entry → how often it ran."""
-        return {
-            pin: bpf.program_runs(fd) for pin, fd in self.pinned.items() if pin.startswith("entry_")
-        }
+        return {pin: bpf.program_runs(fd) for pin, fd in self.pinned.items() if pin.startswith("entry_")}
 
     @contextlib.contextmanager
     def _witnesses(self) -> Iterator[tuple[dict[str, Witness], dict[str, str]]]:

@@ -1,6 +1,8 @@
 """The kernel's perf side-band: one event per CPU, of the software kind that counts nothing.
 
     perf_buffer.py: a buffer and a bell per CPU → perf_record.decode → sources/perf.py
+
+Which bits of the event and which types of records tell of which kind.
 """
 
 from __future__ import annotations
