@@ -15,17 +15,18 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from tests.bench.idle import live
-from tests.bench.slowdown import Switch, beside
+from tests.bench.least import Least
+from tests.bench.slowdown import STORM_CPU, Switch, beside
 from tests.live.run import SLOWER, Live, eventually
 
-__all__ = ["NOTHING", "OURS", "PEERS", "CannotError", "Peer", "promissory"]
+__all__ = ["LEAST", "NOTHING", "OURS", "PEERS", "CannotError", "Peer", "promissory"]
 
 
 BEGIN: Final = 60 * SLOWER
@@ -86,6 +87,18 @@ def _nothing() -> Iterator[int]:
     finally:
         process.kill()
         process.wait()
+
+
+@contextmanager
+def _least() -> Iterator[Ready]:
+    with closing(Least(STORM_CPU)) as least:
+
+        @contextmanager
+        def on() -> Iterator[int]:
+            with least.on(), _nothing() as pid:
+                yield pid
+
+        yield on
 
 
 @contextmanager
@@ -212,6 +225,14 @@ NOTHING: Final = Peer(
     "nothing, in both halves", None, "everything", "sleep", "coreutils", lambda: nullcontext(_nothing)
 )
 """The control: what the method shows where nothing is collected."""
+LEAST: Final = Peer(
+    "the least that a BPF program could do",
+    frozenset({"connect + accept", "mmap"}),
+    "everything but that a connection was asked for and came about, or memory mapped, and when",
+    "bpftool",
+    "bpftool",
+    _least,
+)
 OURS: Final[Sequence[Peer]] = (
     Peer("promissory", None, "", "bpftool", "bpftool", _promissory("", "auto")),
     Peer(
