@@ -13,13 +13,14 @@ from typing import Any
 import msgpack
 import pytest
 import trio
-from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
     NewPartitions,
+    NewTopic,
     ResourceType,
 )
 
@@ -296,11 +297,26 @@ async def test_rings_that_fill_up_are_relieved(
 
 
 def lower_limit(place: Kafka, size: int) -> None:
+    """The broker goes by it some time after it said yes: a topic whose limit was lowered later tells when."""
     client = AdminClient({"bootstrap.servers": place.address, "log_level": 0})
-    entry = ConfigEntry("max.message.bytes", str(size), incremental_operation=AlterConfigOpType.SET)
-    resource = ConfigResource(ResourceType.TOPIC, place.topic("process"), incremental_configs=[entry])
-    for future in client.incremental_alter_configs([resource]).values():
-        future.result(20)
+    topic, later = place.topic("process"), f"{place.topic('process')}.later"
+    client.create_topics([NewTopic(later, 1)])[later].result(20)
+    for name in (topic, later):
+        entry = ConfigEntry("max.message.bytes", str(size), incremental_operation=AlterConfigOpType.SET)
+        resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=[entry])
+        for future in client.incremental_alter_configs([resource]).values():
+            future.result(20)
+    refused: list[int] = []
+
+    def told(error: KafkaError | None, _: Message) -> None:
+        refused.extend([error.code()] if error else [])
+
+    producer = Producer({"bootstrap.servers": place.address, "log_level": 0})
+    end = time.monotonic() + 20
+    while KafkaError.MSG_SIZE_TOO_LARGE not in refused:
+        assert time.monotonic() < end, "the limit is not in force"
+        producer.produce(later, bytes(2 * size), on_delivery=told)
+        producer.flush(5)
 
 
 async def test_a_record_over_the_limit_is_lost_alone(place: Kafka, tmp_path: Path) -> None:
