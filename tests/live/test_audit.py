@@ -22,6 +22,7 @@ from pipeline.kernel import netlink
 from tests.absent import absent
 from tests.live.audit_rules import ARCH, FILTERKEY, KEY, PPID, X86_64, auditing, rule
 from tests.live.compare import Within, cannot, same, who
+from tests.live.host import need_tracing
 from tests.live.run import SLOWER, Live, Record, eventually
 from tests.live.witness import Act, as_record, execute, fork, spoken
 
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.kernel
 CONNECT, EXECVE, OPENAT = 42, 59, 257
 AUDITD = Path("/etc/audit")
 CALLS = (CONNECT, EXECVE, OPENAT)
+KEPT = {"events": "audit", "surface": "fexit"}
 TICK = 10**7
 
 
@@ -248,14 +250,11 @@ def test_bpf_keeps_what_netlink_tells(live: Live, make_live: Callable[..., Live]
     """Where fentry sees the end of each record the same events come, also those of a time without a reader.
     In Linux 7.3 the compiler has put that function into its callers: the loader's own act never comes by.
     """
-    other = make_live(surface="fexit")
+    need_tracing()
     if not platform.release().startswith(("6.1.", "6.12.")):
-        done = other.command("check", "--json", "--events", "audit", "--state", str(other.state))
-        (row,) = [row for row in json.loads(done.stdout) if row["what"] == "audit"]
-        assert row["status"] == "fail"
-        assert "never runs" in row["answer"] or "refused" in row["answer"]
-        return
-    other.start(events="audit")
+        pytest.skip("NOT TESTED: Linux 6.1 and 6.12 alone are known to send all records by that function")
+    other = make_live(surface=KEPT["surface"])
+    other.start(events=KEPT["events"])
     acts = [execute(b"/bin/true", ARGUMENTS)]
     kept = [event(other, acts[0].pid, EXECVE)]
     assert other.process
@@ -263,7 +262,7 @@ def test_bpf_keeps_what_netlink_tells(live: Live, make_live: Callable[..., Live]
     other.process.wait()
     other.process = None
     acts += [execute(b"/bin/true", [b"true", b"%d" % n]) for n in range(20)]
-    other.start(events="audit")
+    other.start(events=KEPT["events"])
     kept += [event(other, act.pid, EXECVE) for act in acts[1:]]
     told = [event(live, act.pid, EXECVE) for act in acts]
     for one, two, act in zip(kept, told, acts, strict=True):

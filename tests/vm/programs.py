@@ -23,6 +23,7 @@ from tests.vm.machine import CPUS
 
 __all__ = ["main"]
 
+ALL: Final = {"events": "all"}
 PIDS: Final = 32_768
 """The kernel's own pid_max, which nobody raises inside."""
 
@@ -61,17 +62,25 @@ def main(name: str, marker: str) -> None:
     replaced[2]._are_called = lambda _: marker != "lsm"
     with tempfile.TemporaryDirectory() as folder:
         state = {"state": Path(folder), "pins": Path(folder) / "pins"}
-        if marker != "preempt":
-            found = chooser.Chooser(load({**state, "events": "all"}, environ={}))
+        for asked in _asked(marker):
+            found = chooser.Chooser(load({**state, **asked}, environ={}))
             hooks = found.try_all()[1]
-            if marker == "vm":
+            if asked == ALL and marker == "vm":
                 found.matrix(hooks)
-        else:
-            from tests.faults import test_machine
-            from tests.live import test_budget, test_preempt
 
-            for events in (test_preempt.EVENTS, test_machine.EVENTS, test_budget.FLOODED):
-                chooser.Chooser(load({**state, "events": events}, environ={})).try_all()
+
+def _asked(marker: str) -> list[dict[str, str]]:
+    """What tests with a marker attach."""
+    if marker == "preempt":
+        from tests.faults import test_machine
+        from tests.live import test_budget, test_preempt
+
+        return [{"events": each.EVENTS} for each in (test_preempt, test_machine)] + [
+            {"events": test_budget.FLOODED}
+        ]
+    from tests.live import test_audit
+
+    return [ALL, *([test_audit.KEPT] if marker == "vm" else [])]
 
 
 if __name__ == "__main__":
