@@ -36,7 +36,7 @@ from tests.live.run import SLOWER
 
 __all__ = ["measure"]
 
-PAIRS: Final = (24, 0.03) if SLOWER == 1 else (8, 0.07)
+PAIRS: Final = (24, 0.03) if SLOWER == 1 else (5, 0.07)
 """How many, and the seconds of a block: short ones, so that what else the machine does stands in both."""
 COMPILING: Final = (8 if SLOWER == 1 else 2, 0.07)
 """Of a peer that compiles anew each time that it is put in force, which takes a machine a minute."""
