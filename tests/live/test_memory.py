@@ -55,6 +55,7 @@ def test_a_file(memory: Memory, folder: bytes) -> None:
     assert (int(inode), os.fsencode(name)) == (done.one()["inode"], path)
 
 
+@pytest.mark.vm
 @pytest.mark.parametrize(
     "name", [b"new\nline", b"\xff\xfe", b" ", "ž".encode(), b"file (deleted)", b"memfd:x", b"n" * 255]
 )
