@@ -40,7 +40,8 @@ vm-test: vm-kernels
 
 #> make vm-bench     what storms pay inside one of them, beside other collectors: docs/benchmarks-vm.md
 vm-bench: vm-kernels
-	@$(python) -m tests.vm run 6.12 --alone --timeout 3000 -- $(python) -m tests.bench overhead --report benchmarks-vm
+	@CACHE_DIRECTORY=$(CURDIR)/.vm/programs $(python) -m tests.vm.programs 6.12 bench
+	@$(python) -m tests.vm run 6.12 --counted --timeout 3000 -- $(python) -m tests.bench overhead --report benchmarks-vm
 
 # What cannot be fetched is said, and fails a test only in continuous integration.
 vm-kernels:

@@ -3,24 +3,25 @@
 
 #ifdef WITH_bind
 
-static __always_inline int bind_event(void *socket, const void *address, u32 length, long result, int user)
+static __always_inline int bind_event(struct seen *seen, const void *address, u32 length, long result, int user)
 {
-    void *sk = (void *)READ(socket, sk, socket);
     struct event event;
-    if (!is_known_family(sk) || !event_begin(&event, KIND_bind))
+    if (!event_begin(&event, KIND_bind))
         return 0;
     struct chunk *chunk = event_reserve(&event, KIND_bind);
     if (!chunk)
         return 0;
     struct payload_bind *head = &chunk->bind;
     struct sun_names names = {.cap = event.set->cap_path};
-    fill_socket(head, socket, sk, error_of(result));
+    struct socket_kind kind;
+    kind_of(&kind, seen);
+    fill_socket(head, &kind, error_of(result));
     if (result)
         fill_asked(&head->local_address, &head->local_port, &names, LOCAL, address, length, user);
     else if (head->family == AF_UNIX)
-        sun_of(&names, LOCAL, (u64)sk);
+        sun_of(&names, LOCAL, (u64)seen->sk);
     else
-        fill_local(head, sk);
+        fill_local(head, seen);
     sun_send(&event, chunk, &head->local_path, head->room, ROOM_bind, &names);
     return 0;
 }
@@ -28,14 +29,20 @@ static __always_inline int bind_event(void *socket, const void *address, u32 len
 #ifdef WITH_bind_fexit
 PROGRAM(on_bind)
 {
-    return bind_event((void *)ctx->args[0], (void *)ctx->args[1], ctx->args[2], (int)RETURNED(inet_bind), 0);
+    struct seen seen;
+    if (!see_known(&seen, (void *)ctx->args[0]))
+        return 0;
+    return bind_event(&seen, (void *)ctx->args[1], ctx->args[2], (int)RETURNED(inet_bind), 0);
 }
 
 // An LSM said no: the functions above are not called.
 PROGRAM(bind_denied)
 {
+    struct seen seen;
     int result = RETURNED(security_socket_bind);
-    return result ? bind_event((void *)ctx->args[0], (void *)ctx->args[1], ctx->args[2], result, 0) : 0;
+    if (!result || !see_known(&seen, (void *)ctx->args[0]))
+        return 0;
+    return bind_event(&seen, (void *)ctx->args[1], ctx->args[2], result, 0);
 }
 #endif
 
@@ -43,9 +50,13 @@ PROGRAM(bind_denied)
 PROGRAM(bind_exit)
 {
     struct call call;
+    struct seen seen;
+    struct sock_begin begin;
     call_read(&call, (void *)ctx->args[0], ctx->args[1]);
     void *socket = socket_of(call.task, call.fd);
-    return socket ? bind_event(socket, (void *)call.address, call.length, call.result, 1) : 0;
+    if (!socket || !see(&seen, &begin, socket, (void *)READ(socket, sk, socket)))
+        return 0;
+    return bind_event(&seen, (void *)call.address, call.length, call.result, 1);
 }
 #endif
 #endif

@@ -33,6 +33,7 @@ struct books {
     u64 cut_calls;      // events cut short because a tail call fell through
     u64 joins;          // open joins of two hooks; 0 when nothing is under way
     u64 ask;            // up to this number nobody needs to ask how full the ring is (budget.h)
+    u64 followed;       // in row 0: connects of all CPUs that a connect_done will follow, or more (connect_done.c)
     struct kind_books kinds[KINDS];
 };
 

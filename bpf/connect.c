@@ -11,40 +11,53 @@ struct asked {
     int user;
 };
 
-// Returns the event's id; 0: it is not reported. `earlier`: id of the connect that began what this one found under way, or 0.
-static __always_inline u64 connect_event(struct event *event, void *socket, void *sk, const struct asked *asked, long result,
-                                         u64 earlier)
+// Room for the event; NULL: it is not reported. `earlier`: id of the connect that began what this one found under way, or 0.
+static __always_inline struct chunk *connect_reserve(struct event *event, struct seen *seen, long result, u64 earlier)
 {
     struct chunk *chunk = event_reserve(event, KIND_connect);
     if (!chunk)
         return 0;
+    struct socket_kind kind;
+    kind_of(&kind, seen);
+    fill_socket(&chunk->bind, &kind, error_of(result));
+    chunk->connect.connect_id = earlier ? earlier : chunk->id;
+    return chunk;
+}
+
+static __always_inline void connect_send(struct event *event, struct chunk *chunk, struct seen *seen, const struct asked *asked,
+                                         long result)
+{
     struct payload_connect *head = &chunk->connect;
-    struct sun_names names = {.cap = event->set->cap_path};
-    u64 id = chunk->id;
-    fill_socket(&chunk->bind, socket, sk, error_of(result));
-    head->connect_id = earlier ? earlier : id;
     int is_unix = head->family == AF_UNIX;
+    int is_asked = asked && (is_unix ? result : !is_on_its_way(result)); // what was asked for is all there is
+    if (!is_unix)
+        fill_local(&chunk->bind, seen);
+    if (!is_unix && !is_asked) {
+        if (!asked || LOAD(sock_common, skc_dport, seen->common) ||
+            family_asked(asked->address, asked->length, asked->user) != AF_UNSPEC)
+            fill_remote(&chunk->bind, seen);
+        nameless_send(chunk, &head->local_path);
+        return;
+    }
+    struct sun_names names = {.cap = event->set->cap_path};
     if (is_unix)
-        sun_of(&names, LOCAL, (u64)sk);
-    else
-        fill_local(&chunk->bind, sk);
-    if (asked && (is_unix ? result : !is_on_its_way(result)))
+        sun_of(&names, LOCAL, (u64)seen->sk);
+    if (is_asked)
         fill_asked(&head->remote_address, &head->remote_port, &names, REMOTE, asked->address, asked->length, asked->user);
-    else if (is_unix)
-        sun_of(&names, REMOTE, READ(unix_sock, peer, sk));
-    else if (!asked || family_asked(asked->address, asked->length, asked->user) != AF_UNSPEC)
-        fill_remote(&chunk->bind, sk);
+    else
+        sun_of(&names, REMOTE, READ(unix_sock, peer, seen->sk));
     sun_send(event, chunk, &head->local_path, head->room, ROOM_connect, &names);
-    return id;
 }
 
 // The id of the connect that is followed already; 0: none.
 static __always_inline u64 earlier_of(u64 sk, long result)
 {
 #ifdef WITH_connect_done
-    struct connecting *connecting = connectings.lookup(&sk);
-    if (connecting && connecting->phase == FOLLOWED && (result == -EALREADY || is_interrupted(result)))
-        return connecting->id;
+    if (result == -EALREADY || is_interrupted(result)) {
+        struct connecting *connecting = connectings.lookup(&sk);
+        if (connecting && connecting->phase == FOLLOWED)
+            return connecting->id;
+    }
 #endif
     return 0;
 }
@@ -52,17 +65,20 @@ static __always_inline u64 earlier_of(u64 sk, long result)
 #ifdef WITH_connect_fexit
 static __always_inline int connect_end(void *socket, const void *address, u32 length, int result)
 {
-    void *sk = (void *)READ(socket, sk, socket);
     struct event event;
-    if (!is_known_family(sk) || !event_begin(&event, KIND_connect))
+    struct seen seen;
+    if (!see_known(&seen, socket) || !event_begin(&event, KIND_connect))
         return 0;
     struct asked asked = {address, length, 0};
-    u64 earlier = earlier_of((u64)sk, result);
-    u64 id = connect_event(&event, socket, sk, &asked, result, earlier);
+    u64 earlier = earlier_of((u64)seen.sk, result);
+    struct chunk *chunk = connect_reserve(&event, &seen, result, earlier);
 #ifdef WITH_connect_done
-    if (READ(socket, type, socket) == SOCK_STREAM && is_open(READ(sock_common, skc_state, sk)) && is_on_its_way(result) && !earlier)
-        follow(&event, (u64)sk, socket, id);
+    if (is_on_its_way(result) && is_open(LOAD(sock_common, skc_state, seen.common)) && !earlier &&
+        LOAD(socket, type, socket) == SOCK_STREAM)
+        follow(&event, &seen, chunk);
 #endif
+    if (chunk)
+        connect_send(&event, chunk, &seen, &asked, result);
     return 0;
 }
 
@@ -89,21 +105,26 @@ PROGRAM(connect_denied)
 static __always_inline void connect_began(void *sk)
 {
     struct event event;
-    if (READ(sock, sk_protocol, sk) != IPPROTO_TCP || !event_begin(&event, KIND_connect))
+    struct seen seen;
+    struct sock_begin begin;
+    if (READ(sock, sk_protocol, sk) != IPPROTO_TCP || !see(&seen, &begin, (void *)READ(sock, sk_socket, sk), sk) ||
+        !event_begin(&event, KIND_connect))
         return;
-    void *socket = (void *)READ(sock, sk_socket, sk);
-    u64 id = connect_event(&event, socket, sk, 0, 0, 0);
+    struct chunk *chunk = connect_reserve(&event, &seen, 0, 0);
 #ifdef WITH_connect_done
-    follow(&event, (u64)sk, socket, id);
+    follow(&event, &seen, chunk);
 #endif
+    if (chunk)
+        connect_send(&event, chunk, &seen, 0, 0);
 }
 #endif
 
 #ifdef WITH_connect_sys_exit
 #ifdef WITH_connect_done
 // The call came back: what is under way is followed from now on, unless it is over already.
-static __always_inline void call_end(struct event *event, u64 sk, void *socket, u64 id, long result)
+static __always_inline void call_end(struct event *event, struct seen *seen, struct chunk *chunk, long result)
 {
+    u64 sk = (u64)seen->sk;
     struct connecting *connecting = connectings.lookup(&sk);
     if (!connecting) {
         if (result == -EINPROGRESS) // nothing could be remembered
@@ -114,7 +135,7 @@ static __always_inline void call_end(struct event *event, u64 sk, void *socket, 
         return;
     int follows = result ? is_on_its_way(result) : connecting->phase == CALLING;
     if (follows && is_done_wanted(event)) {
-        connecting_fill(connecting, event, inode_of(socket), id);
+        connecting_fill(connecting, event, seen, chunk);
         if (__sync_val_compare_and_swap(&connecting->phase, CALLING, FOLLOWED) == CALLING)
             return;
         done_event(event->set, event->book, event->ring, connecting, sk, connecting->error);
@@ -137,13 +158,17 @@ PROGRAM(connect_exit)
         sk = (void *)READ(socket, sk, socket);
     }
     struct event event;
-    if (!socket || !is_known_family(sk) || !event_begin(&event, KIND_connect))
+    struct seen seen;
+    struct sock_begin begin;
+    if (!socket || !see(&seen, &begin, socket, sk) || !event_begin(&event, KIND_connect))
         return 0;
     struct asked asked = {(void *)call.address, call.length, 1};
-    u64 id = connect_event(&event, socket, sk, &asked, call.result, earlier_of((u64)sk, call.result));
+    struct chunk *chunk = connect_reserve(&event, &seen, call.result, earlier_of((u64)sk, call.result));
 #ifdef WITH_connect_done
-    call_end(&event, (u64)sk, socket, id, call.result);
+    call_end(&event, &seen, chunk, call.result);
 #endif
+    if (chunk)
+        connect_send(&event, chunk, &seen, &asked, call.result);
     return 0;
 }
 #endif

@@ -31,10 +31,11 @@ static __always_inline int is_on_its_way(long result)
 #define OVER 2     // settled before the call came back
 
 struct connecting {
-    u64 id; // of its connect
-    u64 time, socket, flags, phase;
+    u64 phase;
     u64 caller; // task whose call has not come back
-    u32 error;
+    u64 id;     // of its connect; 0: it was not reported
+    u64 time, flags, error;
+    struct socket_kind kind;
     struct payload_common common;
 };
 
@@ -48,14 +49,33 @@ static __always_inline void connecting_expired(struct books *book, struct connec
     count(kind->expired);
 }
 
+// How many there are, so that where there are none nobody has to look. Counted before it is there, and until it is gone.
+static __always_inline struct books *followed(void)
+{
+    u32 zero = 0;
+    return books.lookup(&zero);
+}
+
+static __always_inline void followed_add(s64 n)
+{
+    struct books *first = followed();
+    if (first)
+        __sync_fetch_and_add(&first->followed, n);
+}
+
 // Non-zero: there is no room.
 static __always_inline int connecting_add(struct books *book, u64 sk, struct connecting *connecting)
 {
     struct connecting *stale = connectings.lookup(&sk);
     if (stale)
         connecting_expired(book, stale);
-    if (connectings.update(&sk, connecting))
+    else
+        followed_add(1);
+    if (connectings.update(&sk, connecting)) {
+        if (!stale)
+            followed_add(-1);
         return 1;
+    }
     if (!stale)
         count(book->joins);
     return 0;
@@ -63,8 +83,10 @@ static __always_inline int connecting_add(struct books *book, u64 sk, struct con
 
 static __always_inline void connecting_end(struct books *book, u64 sk)
 {
-    if (!connectings.delete(&sk))
-        __sync_fetch_and_sub(&book->joins, 1);
+    if (connectings.delete(&sk))
+        return;
+    followed_add(-1);
+    __sync_fetch_and_sub(&book->joins, 1);
 }
 
 // Is a connect_done wanted? What a filter hides is booked here, in the caller's process; our own acts go the whole way.
@@ -77,13 +99,21 @@ static __always_inline int is_done_wanted(struct event *event)
     return 0;
 }
 
-static __always_inline void connecting_fill(struct connecting *connecting, struct event *event, u64 socket, u64 id)
+// What its connect says already is taken from there; NULL: that is not reported.
+static __always_inline void connecting_fill(struct connecting *connecting, struct event *event, struct seen *seen,
+                                            struct chunk *chunk)
 {
-    connecting->id = id;
-    connecting->time = bpf_ktime_get_boot_ns();
-    connecting->socket = socket;
     connecting->flags = event_flags(event);
-    fill_common(&connecting->common, event->set, event->task, event->leader, event->self);
+    if (chunk) {
+        connecting->id = chunk->id;
+        connecting->time = chunk->time;
+        connecting->common = chunk->common;
+        kind_told(&connecting->kind, &chunk->bind);
+    } else {
+        connecting->time = bpf_ktime_get_boot_ns();
+        fill_common(&connecting->common, event->set, event->task, event->leader, event->self);
+        kind_of(&connecting->kind, seen);
+    }
 }
 
 static __always_inline void done_lost(struct event *event)
@@ -92,13 +122,13 @@ static __always_inline void done_lost(struct event *event)
     count(event->book->kinds[KIND_connect_done].lost_slot);
 }
 
-static __always_inline void follow(struct event *event, u64 sk, void *socket, u64 id)
+static __always_inline void follow(struct event *event, struct seen *seen, struct chunk *chunk)
 {
     struct connecting connecting = {.phase = FOLLOWED};
     if (!is_done_wanted(event))
         return;
-    connecting_fill(&connecting, event, inode_of(socket), id);
-    if (connecting_add(event->book, sk, &connecting))
+    connecting_fill(&connecting, event, seen, chunk);
+    if (connecting_add(event->book, (u64)seen->sk, &connecting))
         done_lost(event);
 }
 
@@ -116,14 +146,15 @@ static __always_inline void done_event(struct settings *set, struct books *book,
         return;
     struct payload_connect_done *head = &chunk->connect_done;
     chunk->common = connecting->common;
-    fill_socket(&chunk->bind, (void *)READ(sock, sk_socket, sk), (void *)sk, error);
-    fill_local(&chunk->bind, (void *)sk);
-    fill_remote(&chunk->bind, (void *)sk);
-    head->socket = connecting->socket;
+    fill_socket(&chunk->bind, &connecting->kind, error);
+    struct seen seen;
+    struct sock_begin begin;
+    see(&seen, &begin, 0, (void *)sk);
+    fill_local(&chunk->bind, &seen);
+    fill_remote(&chunk->bind, &seen);
     head->connect_id = connecting->id;
     head->elapsed = chunk->time - connecting->time;
-    __builtin_memset(&head->local_path, 0, 2 * sizeof(head->local_path));
-    chunk_submit(chunk);
+    nameless_send(chunk, &head->local_path);
 }
 
 // How a connection failed: by the error that the kernel left on its socket. None: the caller gave up, or, where the socket was not
@@ -204,12 +235,26 @@ static __always_inline int is_released(u64 sk)
 }
 #endif
 
+// Can a change of state end what stands in `connectings`? Where a run was skipped, a socket's last change does, or the first one of
+// those whose call's end was skipped: that is when its last descriptor goes.
+static __always_inline int can_end(int before, int after)
+{
+#ifdef WITH_connect_sys_exit
+    if (before == TCP_ESTABLISHED)
+        return 1;
+#endif
+    return after == TCP_CLOSE || (is_open(before) && !is_open(after));
+}
+
 // A TCP socket's state is no longer that of a connection under way.
 static __always_inline void connect_over(u64 sk, int before, int after)
 {
     u32 ring = bpf_get_smp_processor_id(), zero = 0;
+    struct books *first = followed();
+    if (!first || !first->followed) // nearly all changes end here
+        return;
     struct connecting *connecting = connectings.lookup(&sk);
-    if (!connecting) // nearly all changes end here
+    if (!connecting)
         return;
     struct books *book = books.lookup(&ring);
     struct settings *set = settings.lookup(&zero);

@@ -109,6 +109,13 @@ static __always_inline int wanted(struct settings *set, struct kind_books *kind,
     return 1;
 }
 
+// A task's name. The helper that copies it takes ten times as long.
+static __always_inline void comm_of(u64 *comm, void *task)
+{
+    void *from = AT(task_struct, comm, task);
+    asm volatile("%0 = *(u64 *)(%2 + 0)\n %1 = *(u64 *)(%2 + 8)" : "=&r"(comm[0]), "=&r"(comm[1]) : "r"(from));
+}
+
 // The common block of every head: `task` is the thread, `leader` its process.
 static __always_inline void fill_common(struct payload_common *head, struct settings *set, void *task, void *leader,
                                         struct identity *self)
@@ -126,7 +133,7 @@ static __always_inline void fill_common(struct payload_common *head, struct sett
     head->uid = LOAD(cred, uid, cred);
     head->gid = LOAD(cred, gid, cred);
     head->cgroup = cgroup_of(set);
-    bpf_get_current_comm(head->comm, sizeof(head->comm));
+    comm_of((u64 *)head->comm, task);
 
     key_of(&key, parent);
     found = identities.lookup(&key);

@@ -20,7 +20,7 @@ PROGRAM(on_sock_state)
     if (after == TCP_SYN_SENT)
         connect_called(sk);
 #endif
-    if (!is_open(after) && after != TCP_LISTEN)
+    if (can_end(before, after))
         connect_over(sk, before, after);
 #endif
     return 0;

@@ -8,6 +8,7 @@
 #define SOCK_STREAM 1
 #define SOCK_RAW 3
 #define IPPROTO_TCP 6
+#define TCP_ESTABLISHED 1
 #define TCP_SYN_SENT 2
 #define TCP_SYN_RECV 3
 #define TCP_CLOSE 7
@@ -31,57 +32,123 @@ static __always_inline u32 error_of(long result)
     return is_interrupted(result) ? EINTR : result < 0 ? -result : 0;
 }
 
-static __always_inline int is_known_family(void *sk)
+// The beginning of a struct sock, where most of what is told of it stands.
+struct sock_begin {
+    u8 bytes[OFFSET_sock_common__skc_net__net + sizeof(u64)];
+};
+
+// A socket to be told of. Where the verifier knows its pointers all is loaded from there; elsewhere from a copy, made by one read.
+// (Which is apart, or the compiler keeps `seen` in memory, and no longer knows what `is_known` is.)
+struct seen {
+    void *socket, *sk;
+    const void *common; // the struct sock, or the copy of its beginning
+    int is_known;
+};
+
+static __always_inline int is_told(struct seen *seen)
 {
-    u16 family = READ(sock_common, skc_family, sk);
+    u16 family = LOAD(sock_common, skc_family, seen->common);
     return family == AF_INET || family == AF_INET6 || family == AF_UNIX;
 }
 
-static __always_inline u64 inode_of(void *socket)
+// Zero: it is of a family that is not told.
+static __always_inline int see(struct seen *seen, struct sock_begin *begin, void *socket, void *sk)
 {
-    return READ(socket_alloc, vfs_inode__i_ino, AROUND(socket_alloc, socket, socket));
+    seen->socket = socket;
+    seen->sk = sk;
+    seen->common = begin->bytes;
+    seen->is_known = 0;
+    READ_BEGIN(begin->bytes, sk);
+    return is_told(seen);
+}
+
+// The same of a struct socket that the verifier knows: an argument of the hook's function.
+static __always_inline int see_known(struct seen *seen, void *socket)
+{
+    seen->socket = socket;
+    seen->sk = (void *)LOAD(socket, sk, socket);
+    seen->common = seen->sk;
+    seen->is_known = 1;
+    return is_told(seen);
+}
+
+// As /proc/PID/fd and ss show it; inside of the kernel there are sockets without a file.
+static __always_inline u64 inode_of(struct seen *seen)
+{
+    void *file = seen->is_known ? (void *)LOAD(socket, file, seen->socket) : 0;
+    if (file)
+        return LOAD(inode, i_ino, LOAD(file, f_inode, file));
+    return READ(socket_alloc, vfs_inode__i_ino, AROUND(socket_alloc, socket, seen->socket));
+}
+
+// What of a socket never changes.
+struct socket_kind {
+    u64 socket;
+    u32 net_ns;
+    u16 family, type, protocol;
+};
+
+static __always_inline void kind_of(struct socket_kind *kind, struct seen *seen)
+{
+    u64 net = LOAD(sock_common, skc_net__net, seen->common);
+    kind->socket = inode_of(seen);
+    kind->net_ns = GET(net, ns__inum, net, seen->is_known);
+    kind->family = LOAD(sock_common, skc_family, seen->common);
+    kind->type = GET(sock, sk_type, seen->sk, seen->is_known);
+    kind->protocol = GET(sock, sk_protocol, seen->sk, seen->is_known);
+}
+
+// The same as a head says it.
+static __always_inline void kind_told(struct socket_kind *kind, struct payload_bind *head)
+{
+    kind->socket = head->socket;
+    kind->net_ns = head->net_ns;
+    kind->family = head->family;
+    kind->type = head->type;
+    kind->protocol = head->protocol;
 }
 
 // Everything but the two ends.
-static __always_inline void fill_socket(struct payload_bind *head, void *socket, void *sk, u32 error)
+static __always_inline void fill_socket(struct payload_bind *head, struct socket_kind *kind, u32 error)
 {
-    head->socket = inode_of(socket);
-    head->family = READ(sock_common, skc_family, sk);
-    head->type = READ(sock, sk_type, sk);
-    head->protocol = READ(sock, sk_protocol, sk);
+    head->socket = kind->socket;
+    head->net_ns = kind->net_ns;
+    head->family = kind->family;
+    head->type = kind->type;
+    head->protocol = kind->protocol;
     head->errno = error;
-    head->net_ns = READ(net, ns__inum, READ(sock_common, skc_net__net, sk));
     __builtin_memset(&head->local_address, 0, sizeof(head->local_address));
     __builtin_memset(&head->remote_address, 0, sizeof(head->remote_address));
     head->local_port = head->remote_port = 0;
 }
 
 // The two ends as the kernel has them: what getsockname and getpeername say. (A raw socket's port is its protocol: none.)
-static __always_inline void fill_local(struct payload_bind *head, void *sk)
+static __always_inline void fill_local(struct payload_bind *head, struct seen *seen)
 {
     struct ip *ip = &head->local_address;
     if (head->type != SOCK_RAW)
-        head->local_port = __builtin_bswap16(READ(inet_sock, inet_sport, sk));
+        head->local_port = head->errno ? __builtin_bswap16(READ(inet_sock, inet_sport, seen->sk))
+                                       : LOAD(sock_common, skc_num, seen->common); // given back when a connect fails
     if (head->family == AF_INET) {
         ip->version = 4;
-        *(u32 *)ip->bytes = READ(sock_common, skc_rcv_saddr, sk);
+        *(u32 *)ip->bytes = LOAD(sock_common, skc_rcv_saddr, seen->common);
     } else {
         ip->version = 6;
-        bpf_probe_read_kernel(ip->bytes, sizeof(ip->bytes), AT(sock_common, skc_v6_rcv_saddr, sk));
+        bpf_probe_read_kernel(ip->bytes, sizeof(ip->bytes), AT(sock_common, skc_v6_rcv_saddr, seen->sk));
     }
 }
 
-static __always_inline void fill_remote(struct payload_bind *head, void *sk)
+static __always_inline void fill_remote(struct payload_bind *head, struct seen *seen)
 {
     struct ip *ip = &head->remote_address;
     if (head->type != SOCK_RAW)
-        head->remote_port = __builtin_bswap16(READ(sock_common, skc_dport, sk));
+        head->remote_port = __builtin_bswap16(LOAD(sock_common, skc_dport, seen->common));
     if (head->family == AF_INET) {
         ip->version = 4;
-        *(u32 *)ip->bytes = READ(sock_common, skc_daddr, sk);
+        *(u32 *)ip->bytes = LOAD(sock_common, skc_daddr, seen->common);
     } else {
         ip->version = 6;
-        bpf_probe_read_kernel(ip->bytes, sizeof(ip->bytes), AT(sock_common, skc_v6_daddr, sk));
+        bpf_probe_read_kernel(ip->bytes, sizeof(ip->bytes), AT(sock_common, skc_v6_daddr, seen->sk));
     }
 }
 
@@ -177,6 +244,13 @@ static __always_inline void sun_part(struct event *event, u64 id, u16 number, u3
     chunk->size = size;
     chunk->flags = chunk->faults = 0;
     bpf_probe_read_kernel(chunk->data, room, bytes);
+    chunk_submit(chunk);
+}
+
+// Send a head whose promises begin at `promises`, with no names.
+static __always_inline void nameless_send(struct chunk *chunk, struct promise *promises)
+{
+    __builtin_memset(promises, 0, 2 * sizeof(*promises));
     chunk_submit(chunk);
 }
 

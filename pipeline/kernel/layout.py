@@ -71,6 +71,7 @@ BOOKS: Final = np.dtype(
         ("cut_calls", "<i8"),
         ("joins", "<i8"),
         ("ask", "<i8"),
+        ("followed", "<i8"),
         ("kinds", _KIND, (KINDS,)),
     ]
 )
@@ -88,7 +89,7 @@ OWN: Final = np.dtype(
         ("drops", "<i8"),
         *((name, "<i8") for name in OWN_COUNTERS),
         ("seen", "<i8"),  # when its reader looked last, ns since boot
-        ("none", "<i8"),
+        ("none", "<i8", (2,)),
         ("kinds", _KIND, (KINDS,)),
     ]
 )

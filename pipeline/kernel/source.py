@@ -45,7 +45,7 @@ LOADED: Final = 0x8000
 MOVED: Final = 0x4000
 """Bit of a tag that stands before the addition which makes the address of a field."""
 
-USED: Final = re.compile(r"\b(READ|LOAD|READ_IF|LOAD_IF|AT|AROUND)\((\w+), (\w+),")
+USED: Final = re.compile(r"\b(READ|LOAD|GET|READ_IF|LOAD_IF|AT|AROUND)\((\w+), (\w+),")
 INCLUDED: Final = re.compile(r'^#include "(.+)"$', re.M)
 SIZED: Final = re.compile(r"\bSIZE_(\w+)\b")
 CALLED: Final = re.compile(r"\b(?:RETURNED|ARGUMENT|UNTYPED)\((\w+)")

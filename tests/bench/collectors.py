@@ -102,10 +102,10 @@ def _least() -> Iterator[Ready]:
 
 
 @contextmanager
-def promissory() -> Iterator[Switch]:
-    """In force, with its default events."""
-    with _attached("", "auto") as (run, switch), switch.on(), _running(run, "", "auto"):
-        yield switch
+def promissory() -> Iterator[tuple[Switch, int]]:
+    """In force, with its default events: its programs, and the process that takes what they write."""
+    with _attached("", "auto") as (run, switch), switch.on(), _running(run, "", "auto") as pid:
+        yield switch, pid
 
 
 def _promissory(events: str, surface: str) -> Callable[[], AbstractContextManager[Ready]]:

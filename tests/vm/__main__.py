@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     running.add_argument("--append", action="append", default=[], metavar="OPTION", help="a kernel option")
     running.add_argument("--timeout", type=float, default=900, help="seconds")
     running.add_argument(
-        "--alone", action="store_true", help="no other machine runs: a thread for each processor"
+        "--counted", action="store_true", help="its clock counts instructions: for measuring"
     )
     running.add_argument("command", nargs="+")
     testing = commands.add_parser("test", help="run the tests inside each")
@@ -56,7 +56,7 @@ def main() -> int:
             output=output,
             options=asked.append,
             timeout=asked.timeout,
-            alone=asked.alone,
+            counted=asked.counted,
         )
     except (Missing, Broken) as error:
         print(f"vm: {error}", file=sys.stderr)

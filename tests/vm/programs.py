@@ -53,7 +53,7 @@ class Attempt:
 
 
 def main(name: str, marker: str) -> None:
-    """Compile for a kernel of the matrix what tests with a marker will want."""
+    """Compile for a kernel of the matrix what tests with a marker, or the benchmark, will want."""
     types = btf.Btf(MATRIX[name].types.read_bytes())
     replaced: Any = chooser, btf, compiler
     replaced[0].Attempt = Attempt
@@ -70,7 +70,7 @@ def main(name: str, marker: str) -> None:
 
 
 def _asked(marker: str) -> list[dict[str, str]]:
-    """What tests with a marker attach."""
+    """What tests with a marker attach, or the benchmark."""
     if marker == "preempt":
         from tests.faults import test_machine
         from tests.live import test_budget, test_preempt
@@ -78,6 +78,8 @@ def _asked(marker: str) -> list[dict[str, str]]:
         return [{"events": each.EVENTS} for each in (test_preempt, test_machine)] + [
             {"events": test_budget.FLOODED}
         ]
+    if marker == "bench":
+        return [{}, {"events": "all", "surface": "sys_exit"}]
     from tests.live import test_audit
 
     return [ALL, *([test_audit.KEPT] if marker == "vm" else [])]
