@@ -26,7 +26,7 @@ from tests.bench.least import Least
 from tests.bench.slowdown import STORM_CPU, Switch, beside
 from tests.live.run import SLOWER, Live, eventually
 
-__all__ = ["LEAST", "NOTHING", "OURS", "PEERS", "CannotError", "Peer", "promissory"]
+__all__ = ["CONNECTS_ALONE", "LEAST", "NOTHING", "OURS", "PEERS", "CannotError", "Peer", "promissory"]
 
 
 BEGIN: Final = 60 * SLOWER
@@ -233,6 +233,15 @@ LEAST: Final = Peer(
     "bpftool",
     _least,
 )
+CONNECTS_ALONE: Final = Peer(
+    "promissory, connects alone",
+    frozenset({"connect + accept"}),
+    "all but connects, execs, forks and exits: what some peers collect, with all that a record has",
+    "bpftool",
+    "bpftool",
+    _promissory("connect", "auto"),
+)
+"""What some peers collect, told to collect no more."""
 OURS: Final[Sequence[Peer]] = (
     Peer("promissory", None, "", "bpftool", "bpftool", _promissory("", "auto")),
     Peer(
@@ -244,6 +253,7 @@ OURS: Final[Sequence[Peer]] = (
         "bpftool",
         _promissory("all", "sys_exit"),
     ),
+    CONNECTS_ALONE,
 )
 PEERS: Final[Sequence[Peer]] = (
     Peer(

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from pipeline.kernel import perf_event
 from pipeline.kernel.perf_event import Sideband, Witness
-from pipeline.kernel.perf_record import Mmap, Record, content
+from pipeline.kernel.perf_record import Mmap, Record, TextPoke, content
+from pipeline.sources.perf_events import Events
 from tests.kernel_ring import boottime
 from tests.live.host import need_kernel
 
 READ_EXECUTE = mmap.PROT_READ | mmap.PROT_EXEC
 FOREVER = 2**63 - 1
+SWITCH = Path("/proc/sys/kernel/sched_schedstats")
+"""Turns static branches: jumps in the kernel's code that become no-ops, and the other way round."""
+KCORE = Path("/proc/kcore")
+PROGRAM_HEADERS, PROGRAM_HEADER, LOAD = struct.Struct("<32xQ14xHH"), struct.Struct("<IIQQQQQQ"), 1
 pytestmark = pytest.mark.kernel
 
 
@@ -93,6 +101,70 @@ def test_buffers_wrap_around(make: Callable[..., Sideband], monkeypatch: pytest.
         records, lost = sideband.read(FOREVER)
         assert lost == 0
         assert len(mine(records)) == 5
+
+
+@pytest.fixture
+def turned_off() -> Iterator[None]:
+    if not SWITCH.exists():
+        pytest.skip(f"NOT TESTED: this kernel has no {SWITCH}")
+    before = SWITCH.read_text()
+    SWITCH.write_text("0")
+    yield
+    SWITCH.write_text(before)
+
+
+def code_at(address: int, size: int) -> bytes:
+    """The kernel's memory, as its core file shows it."""
+    with KCORE.open("rb", buffering=0) as core:
+        at, each, count = PROGRAM_HEADERS.unpack(core.read(PROGRAM_HEADERS.size))
+        assert each == PROGRAM_HEADER.size
+        core.seek(at)
+        for kind, _, offset, start, _, length, _, _ in PROGRAM_HEADER.iter_unpack(core.read(each * count)):
+            if kind == LOAD and start <= address < start + length:
+                core.seek(offset + address - start)
+                return core.read(size)
+    raise AssertionError(f"{KCORE} has nothing at {address:#x}")
+
+
+def begin_there(functions: set[tuple[str, int]]) -> bool:
+    """Whether functions of these names begin at these addresses."""
+    names = "\n".join(name for name, _ in functions)
+    command = ["grep", "-w", "-F", "-f", "-", "/proc/kallsyms"]
+    found = subprocess.run(command, input=names, capture_output=True, text=True, check=True).stdout
+    lines = (line.split() for line in found.splitlines())
+    return functions <= {(line[2], int(line[0], 16)) for line in lines}
+
+
+@pytest.mark.vm
+@pytest.mark.usefixtures("turned_off")
+def test_the_kernels_own_code(make: Callable[..., Sideband]) -> None:
+    """What was there, and what is there now, as /proc/kcore shows it."""
+    sideband, events = make("kernel_text"), Events(["kernel_text"])
+    functions: set[tuple[str, int]] = set()
+    said: list[list[TextPoke]] = []
+    for value in ("1", "0"):
+        SWITCH.write_text(value)
+        records = sideband.read(FOREVER)[0]
+        pokes = [(record, poke) for record in records if isinstance(poke := content(record), TextPoke)]
+        if not pokes:
+            pytest.skip("NOT TESTED: this kernel accepts to tell of changed code, and does not")
+        for record, poke in pokes:
+            assert record.pid == os.getpid()
+            assert code_at(poke.address, len(poke.new)) == poke.new
+            event = events(record, poke)
+            assert event
+            assert (event.values["address"], event.values["length"]) == (poke.address, len(poke.new))
+            assert (event.data["old"], event.data["new"]) == (poke.old, poke.new)
+            name, distance, size = re.split("[+/]", (event.data["symbol"] or b"").decode())
+            assert int(distance, 16) < int(size, 16)
+            functions.add((name, poke.address - int(distance, 16)))
+        said.append([poke for _, poke in pokes])
+    events.close()
+    assert begin_there(functions)
+    there, back = said
+    assert {(poke.address, poke.old, poke.new) for poke in back} == {
+        (poke.address, poke.new, poke.old) for poke in there
+    }
 
 
 def test_a_witness_sees_what_this_process_and_its_children_do() -> None:

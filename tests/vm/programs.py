@@ -79,7 +79,7 @@ def _asked(marker: str) -> list[dict[str, str]]:
             {"events": test_budget.FLOODED}
         ]
     if marker == "bench":
-        return [{}, {"events": "all", "surface": "sys_exit"}]
+        return [{}, {"events": "all", "surface": "sys_exit"}, {"events": "connect"}]
     from tests.live import test_audit
 
     return [ALL, *([test_audit.KEPT] if marker == "vm" else [])]
