@@ -62,8 +62,8 @@ perf's side-band (no program to trace them is allowed) the kernel writes the pat
 takes by itself, with nobody who reads, stands below under "Perf". Done before this run: perf's bells
 switched off while their reader is awake for long (mmap +23 → +18 %); one program at a socket's change of
 state, not three (connect + accept 12.5 → 9 %), sockets read by plain loads or at once, and no look for a
-connection under way where there is none (inside 6.12, instructions counted: +10.1 → +6.9 %); namespace off unless asked for where it comes from perf
-(fork −25 %).
+connection under way where there is none (inside 6.12, instructions counted: +10.1 → +6.9 %); namespace off
+unless asked for where it comes from perf (fork −25 %).
 """
 
 ALL: Final = (NOTHING, LEAST, *OURS, *PEERS)
