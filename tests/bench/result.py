@@ -140,7 +140,8 @@ def write(parts: Sequence[Part], where: str, took: float, name: str = "benchmark
 ABOUT: Final[Mapping[str, str]] = {
     "benchmarks": "Written by `make bench` (`make bench-long` lets the memory figure run ten minutes).",
     "benchmarks-vm": "Written by `make vm-bench`: one of Debian's kernels under QEMU's software emulation,\n"
-    "where all takes ten to twenty times as long, and only ratios mean anything.",
+    "whose clock counts instructions, 4 ns for each ([testing.md](testing.md#the-matrix)): only ratios\n"
+    "mean anything.",
 }
 
 
