@@ -72,13 +72,16 @@ static __always_inline int connect_end(void *socket, const void *address, u32 le
     struct asked asked = {address, length, 0};
     u64 earlier = earlier_of((u64)seen.sk, result);
     struct chunk *chunk = connect_reserve(&event, &seen, result, earlier);
+    u64 id = 0;
+    if (chunk) { // asked once: Linux 6.1 thinks that a second answer could be another
+        id = chunk->id;
+        connect_send(&event, chunk, &seen, &asked, result);
+    }
 #ifdef WITH_connect_done
     if (is_on_its_way(result) && is_open(LOAD(sock_common, skc_state, seen.common)) && !earlier &&
         LOAD(socket, type, socket) == SOCK_STREAM)
-        follow(&event, &seen, chunk);
+        follow(&event, &seen, 0, id);
 #endif
-    if (chunk)
-        connect_send(&event, chunk, &seen, &asked, result);
     return 0;
 }
 
@@ -112,7 +115,7 @@ static __always_inline void connect_began(void *sk)
         return;
     struct chunk *chunk = connect_reserve(&event, &seen, 0, 0);
 #ifdef WITH_connect_done
-    follow(&event, &seen, chunk);
+    follow(&event, &seen, chunk, 0);
 #endif
     if (chunk)
         connect_send(&event, chunk, &seen, 0, 0);

@@ -99,7 +99,7 @@ static __always_inline int is_done_wanted(struct event *event)
     return 0;
 }
 
-// What its connect says already is taken from there; NULL: that is not reported.
+// What its connect says already is taken from there; NULL: that is not reported, or sent.
 static __always_inline void connecting_fill(struct connecting *connecting, struct event *event, struct seen *seen,
                                             struct chunk *chunk)
 {
@@ -122,9 +122,9 @@ static __always_inline void done_lost(struct event *event)
     count(event->book->kinds[KIND_connect_done].lost_slot);
 }
 
-static __always_inline void follow(struct event *event, struct seen *seen, struct chunk *chunk)
+static __always_inline void follow(struct event *event, struct seen *seen, struct chunk *chunk, u64 id)
 {
-    struct connecting connecting = {.phase = FOLLOWED};
+    struct connecting connecting = {.phase = FOLLOWED, .id = id};
     if (!is_done_wanted(event))
         return;
     connecting_fill(&connecting, event, seen, chunk);
