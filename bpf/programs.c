@@ -65,6 +65,7 @@
 #endif
 #ifdef WITH_family_network
 #include "socket.h"
+#include "sun.h"
 #include "bind.c"
 #include "listen.c"
 #include "accept.c"

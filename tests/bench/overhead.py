@@ -10,10 +10,10 @@ second what any collector by BPF pays there: a program that counts, and writes e
 promissory runs with its default events, its pipeline on the other CPU, and begins anew in each pair: a run
 holds perf buffers, for which others pay. auditd has rules for the same system calls. The dearest fallback has
 its own line: it taxes every call, and is never on by default. Some peers collect connects alone, and so does
-promissory in a line of its own, told to. In an emulated machine time is the number of
-instructions that were executed, 4 ns for each: intervals are narrow there, and caches play no part. Whoever
-takes what a collector collects stands still during its blocks, or what he executes would count too, and takes
-it between them; and a static program is run, for its files are this host's.
+promissory in a line of its own, told to. In an emulated machine time is the number of instructions that were
+executed, 4 ns for each: intervals are narrow there, and caches play no part. Whoever takes what a collector
+collects stands still during its blocks, or what he executes would count too, and takes it between them; and a
+static program is run, for its files are this host's.
 """
 
 from __future__ import annotations
